@@ -191,6 +191,11 @@ class Answer:
         """Whether the answer is complete or has failed."""
         return self.finish_reason is not None or self.error is not None
 
+    @property
+    def prompt_logprobs(self) -> tuple[TokenLogprobs | None, ...] | None:
+        """The log-probabilities at each token of the prompt that has been read, as in `Completion`."""
+        return None if self._prompt_top is None else tuple(self._prompt_logprobs)
+
     def use_deltas(self, progress: bool) -> None:
         """Lets `take` return deltas instead of texts and, with `progress`, the progress of the prompt."""
         self._ends, self._progress = _TokenEnds(), progress
@@ -273,7 +278,7 @@ class Answer:
             cached_tokens=self.cached_tokens,
             logprobs=None if self.request.sampling.logprobs is None else tuple(self._logprobs),
             mean_logprob=math.fsum(chosen) / len(chosen) if chosen else None,
-            prompt_logprobs=None if self._prompt_top is None else tuple(self._prompt_logprobs),
+            prompt_logprobs=self.prompt_logprobs,
             stop=self.stop,
             timing=self.timing,
             accepted_prediction_tokens=self.prediction[0],

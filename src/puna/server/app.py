@@ -16,7 +16,9 @@ from puna.server.errors import ApiError, api_error
 from puna.server.guard.protect import make_policy, protect
 from puna.server.page import routes as page
 from puna.server.page.files import page_files
-from puna.server.protocol import chat, models
+from puna.server.protocol import models
+from puna.server.protocol.chat import endpoint as chat
+from puna.server.protocol.completions import endpoint as completions
 from puna.server.protocol.endpoint import error_response
 from puna.server.protocol.messages import endpoint as messages
 from puna.server.protocol.responses import endpoint as responses
@@ -26,7 +28,10 @@ from puna.server.settings import ServerSettings
 
 log = logging.getLogger("puna.server")
 
-ROUTERS = (chat.router, responses.router, messages.router, models.router, health.router, metrics.router, page.router)
+ROUTERS = (
+    chat.router, completions.router, responses.router, messages.router, models.router, health.router, metrics.router,
+    page.router,
+)  # fmt: skip
 """Each returns the routes of one interface."""
 
 

@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from puna.answer import Candidates, Completion
+from puna.answer import Candidates, Completion, Delta, PromptProgress
 from puna.async_llm import AsyncLLM
 from puna.engine import Stream, TokenLogprobs
 from puna.options import Options
-from puna.prompts import Message
+from puna.prompts import ChatArguments, Message, is_messages
 from puna.server.errors import ApiError
 
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -30,6 +30,7 @@ class Generation:
 
     Attributes:
         prompt: a text, token ids or a conversation.
+        more_prompts: further prompts, each with n answers.
         options: options of `LLM`, without `adapter`, `n` and `best_of`.
         adapter: the adapter's name; None for the base model.
         n: number of answers.
@@ -48,6 +49,7 @@ class Generation:
     """
 
     prompt: Prompt
+    more_prompts: Sequence[Prompt] = field(default=(), kw_only=True)
     options: Options = field(default_factory=Options)
     adapter: str | None = None
     n: int = 1
@@ -63,6 +65,11 @@ class Generation:
     progress: bool = False
     include_stop: bool = False
     skip_special_tokens: bool = True
+
+    @property
+    def sequences(self) -> int:
+        """Number of sequences that are generated."""
+        return (1 + len(self.more_prompts)) * max(self.n, self.best_of or 1)
 
 
 @dataclass(frozen=True)
@@ -142,59 +149,78 @@ class Usage:
 class Running:
     """A generation that has started: an iterator of its updates. Deleting or cancelling it ends the requests.
 
+    The answers to prompt i have the indices i * n to i * n + n - 1.
+
     Attributes:
-        prompt_ids: the token ids of the prompt.
-        on_end: called with the complete answers, and the time of the first text of a stream, from `time.monotonic`.
+        prompts: the token ids of the prompts.
+        on_end: called with the complete answers, and the time of the first text, from `time.monotonic`.
     """
 
     on_end: Callable[[Sequence[Completion], float | None], None] | None = None
 
-    def __init__(self, candidates: Candidates, stream: Stream[Any]) -> None:
-        self.prompt_ids = candidates.answers[0].request.prompt_ids
+    def __init__(self, candidates: Sequence[Candidates], stream: Stream[tuple[int, Delta | PromptProgress]]) -> None:
+        self.prompts = [item.answers[0].request.prompt_ids for item in candidates]
         self._candidates = candidates
         self._stream = stream
 
     def __aiter__(self) -> AsyncIterator[Update]:
-        return self._updates()
+        return self._best() if self._candidates[0].ranked else self._updates()
 
     async def _updates(self) -> AsyncIterator[Update]:
-        first = None
-        async for choice, text in self._stream:
-            if text:
-                first = first or time.monotonic()
-                yield TextDelta(choice, text)
-        self._ended(first)
-        for choice, completion in enumerate(self.completions):
-            yield TextDelta(choice, "", completion.ids, completion.logprobs or ())
-            yield Finished(choice, cast(FinishReason, completion.finish_reason), completion.stop)
+        answers = [(index, answer) for index, item in enumerate(self._candidates) for answer in item.required]
+        first = self._candidates[0]
+        # Equal answers are generated once.
+        copies = range(first.n) if first.equal else range(1)
+        started = None
+        async for index, piece in self._stream:
+            if isinstance(piece, PromptProgress):
+                yield PrefillProgress(piece.done, piece.total, piece.cached)
+                continue
+            started = started or time.monotonic()
+            prompt, answer = answers[index]
+            for copy in copies:
+                choice = prompt * first.n + copy if first.equal else index
+                if piece.text or piece.ids:
+                    yield TextDelta(choice, piece.text, piece.ids, piece.logprobs)
+                if piece.finish_reason is not None:
+                    yield Finished(choice, piece.finish_reason, answer.stop)
+        self._ended(started)
 
-    async def complete(self) -> tuple[Completion, ...]:
-        """Waits for the end, and returns the answers."""
+    async def _best(self) -> AsyncIterator[Update]:
+        """Yields the best answers, which are known only at the end."""
         await self._stream.wait_async()
         self._ended(None)
-        return self.completions
+        for choice, completion in enumerate(self.completions):
+            yield TextDelta(choice, completion.text, completion.ids, completion.logprobs or ())
+            yield Finished(choice, completion.finish_reason, completion.stop)
 
     def _ended(self, first: float | None) -> None:
         if self.on_end is not None:
             self.on_end(self.completions, first)
 
     @property
-    def completions(self) -> tuple[Completion, ...]:
+    def completions(self) -> list[Completion]:
         """The complete answers, after the last update."""
-        first = self._candidates.completion()
-        return (first, *first.alternatives)
+        firsts = [item.completion() for item in self._candidates]
+        return [completion for first in firsts for completion in (first, *first.alternatives)]
+
+    def prompt_logprobs(self, prompt: int = 0) -> tuple[TokenLogprobs | None, ...] | None:
+        """Returns the log-probabilities of the tokens of a prompt, after the first update of its first answer."""
+        return self._candidates[prompt].answers[0].prompt_logprobs
 
     @property
     def usage(self) -> Usage:
-        """Numbers of tokens, after the last update."""
-        completions = self.completions
-        tokens = sum(len(completion.ids) for completion in completions)
-        return Usage(len(self.prompt_ids), tokens, completions[0].cached_tokens)
+        """Numbers of tokens so far. Those of candidates that are not returned count too."""
+        tokens = sum(
+            len(answer.ids) * (item.n if item.equal else 1) for item in self._candidates for answer in item.required
+        )
+        return Usage(0, tokens) + self.prompt_usage
 
     @property
     def prompt_usage(self) -> Usage:
-        """Numbers of tokens of the prompt, after the first update."""
-        return Usage(len(self.prompt_ids), 0, self._candidates.answers[0].cached_tokens)
+        """Numbers of tokens of the prompts, after the first update."""
+        cached = sum(item.answers[0].cached_tokens for item in self._candidates)
+        return Usage(sum(map(len, self.prompts)), 0, cached)
 
     def cancel(self) -> None:
         """Ends the requests; the iteration ends."""
@@ -209,22 +235,24 @@ async def start(llm: AsyncLLM, generation: Generation) -> Running:
         PunaError: an option is invalid, or the chat template refuses the conversation.
     """
     candidates = await asyncio.to_thread(_candidates, llm, generation)
-    return Running(candidates, llm._runner.stream_batch(list(candidates.answers)))
+    return Running(candidates, llm._runner.stream_batch([answer for item in candidates for answer in item.required]))
 
 
 def encode(llm: AsyncLLM, generation: Generation) -> tuple[int, ...]:
-    """Returns the token ids of a prompt."""
-    prompt = generation.prompt
-    if isinstance(prompt, str) or not prompt or not isinstance(prompt[0], Mapping):
+    """Returns the token ids of the first prompt."""
+    return _encode(llm, generation.prompt, generation)
+
+
+def _encode(llm: AsyncLLM, prompt: Prompt, generation: Generation) -> tuple[int, ...]:
+    if not is_messages(prompt):
         return llm._encode(cast(str, prompt))
-    ids: list[int] = llm.tokenizer.apply_chat_template(
-        list(prompt),
-        tools=generation.tools,
-        add_generation_prompt=generation.add_generation_prompt and not generation.continue_final_message,
-        continue_final_message=generation.continue_final_message,
-        **generation.template_kwargs,
+    chat = ChatArguments(
+        generation.tools,
+        generation.continue_final_message,
+        generation.add_generation_prompt,
+        generation.template_kwargs,
     )
-    return tuple(ids)
+    return llm._render(cast(Sequence[Message], prompt), chat)
 
 
 def check_length(llm: AsyncLLM, count: int, generation: Generation) -> int:
@@ -241,17 +269,32 @@ def check_length(llm: AsyncLLM, count: int, generation: Generation) -> int:
     return free
 
 
-def _candidates(llm: AsyncLLM, generation: Generation) -> Candidates:
-    ids = encode(llm, generation)
-    free = check_length(llm, len(ids), generation)
-    is_chat = not isinstance(generation.prompt, str) and isinstance(generation.prompt[0], Mapping)
-    options: Options = {**generation.options, "adapter": generation.adapter, "n": generation.n}
-    options["salt"], options["priority"] = generation.salt, generation.priority
+def _candidates(llm: AsyncLLM, generation: Generation) -> list[Candidates]:
+    """Returns the answers to be generated for each prompt."""
+    is_chat = is_messages(generation.prompt)
+    ends = llm._turn_end_ids if is_chat else frozenset()
+    continues = generation.continue_final_message or not is_chat
+    result = []
+    for prompt in (generation.prompt, *generation.more_prompts):
+        ids = _encode(llm, prompt, generation)
+        options = _options(generation, check_length(llm, len(ids), generation))
+        (candidates,) = llm._candidates([ids], continues, options, ends)
+        for index, answer in enumerate(candidates.required):
+            answer.use_deltas(generation.progress and index == 0)
+        result.append(candidates)
+    return result
+
+
+def _options(generation: Generation, free: int) -> Options:
+    """Returns the options of `LLM`; `free` is the number of tokens that fit in the context."""
+    options: Options = {
+        **generation.options, "adapter": generation.adapter, "n": generation.n, "salt": generation.salt,
+        "priority": generation.priority, "include_stop_str_in_output": generation.include_stop,
+        "skip_special_tokens": generation.skip_special_tokens,
+    }  # fmt: skip
     if generation.best_of is not None:
         options["best_of"] = generation.best_of
     limit = options.get("max_tokens", "auto")
     if isinstance(limit, int):
         options["max_tokens"] = min(limit, free)  # a limit above the context allows nothing more than the context
-    ends = llm._turn_end_ids if is_chat else frozenset()
-    continues = generation.continue_final_message or not is_chat
-    return llm._candidates([ids], continues, options, ends)[0]
+    return options

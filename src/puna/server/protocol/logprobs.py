@@ -24,10 +24,22 @@ def entries_of(tokens: Sequence[TokenLogprobs], tokenizer: LlamaTokenizer | Llam
 
 
 def _entry(identifier: int, logprob: float, tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> dict[str, Any]:
-    data = _bytes_by_id(tokenizer)[identifier]
-    if data is None:
-        data = str(tokenizer.convert_ids_to_tokens(identifier) or "").encode()
+    data = _token_bytes(identifier, tokenizer)
     return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
+
+
+def token_text(identifier: int, tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> str:
+    """Returns the text of a token; U+FFFD represents bytes that are a part of a character."""
+    return _token_bytes(identifier, tokenizer).decode(errors="replace")
+
+
+def _token_bytes(identifier: int, tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> bytes:
+    """Returns the bytes that a token adds to a text; of a special token, those of its name."""
+    table = _bytes_by_id(tokenizer)
+    data = table[identifier] if identifier < len(table) else None  # a model may have more ids than its tokenizer
+    if data is None and identifier < len(tokenizer):
+        data = str(tokenizer.convert_ids_to_tokens(identifier) or "").encode()
+    return data or b""
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,0 +1,177 @@
+"""POST /v1/chat/completions: the updates of a `Generation` as one response or as chunks."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from puna.server.events import EventStream, data
+from puna.server.generation import (
+    Finished,
+    Generation,
+    PrefillProgress,
+    Running,
+    TextDelta,
+    ToolCallArguments,
+    ToolCallStart,
+    Update,
+    Usage,
+)
+from puna.server.protocol.chat.fields import CHAT
+from puna.server.protocol.chat.request import read_generation
+from puna.server.protocol.choices import Choice, Timings, collect, finish_reason, prompt_logprobs, start, usage_document
+from puna.server.protocol.endpoint import Call, add_endpoint
+from puna.server.protocol.logprobs import entries_of
+from puna.server.service import Service
+
+DONE = b"data: [DONE]\n\n"
+
+
+def router(service: Service) -> APIRouter:
+    """Returns the route."""
+    routes = APIRouter()
+    add_endpoint(routes, service, "/v1/chat/completions", CHAT, _answer, summary="Answer a conversation", streams=True)
+    return routes
+
+
+async def _answer(call: Call) -> Response:
+    values, timings = call.values, Timings()
+    generation = read_generation(call)
+    running = await start(call, generation)
+    head = {
+        "id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()),
+        "model": values["model"], "system_fingerprint": call.service.fingerprint(generation.adapter),
+    }  # fmt: skip
+    if values["service_tier"] is not None:
+        head["service_tier"] = "default"
+    echoed = _echoed(generation) if values["echo"] else ""
+    if values["stream"]:
+        head["object"] = "chat.completion.chunk"
+        chunks = _Chunks(call, running, head, echoed, timings)
+        return EventStream(chunks.encoded(), call.service.settings, cancel=running.cancel, headers=call.headers)
+    choices = await collect(running, generation.sequences)
+    document = {**head, "choices": [_choice(call, index, choice, echoed) for index, choice in enumerate(choices)]}
+    document["usage"] = usage_document(running.usage)
+    if values["metadata"] is not None:
+        document["metadata"] = values["metadata"]
+    document |= _prompt_fields(call, running)
+    if values["timings_per_token"]:
+        document["timings"] = timings.document(running.usage)
+    return call.json(document)
+
+
+def _echoed(generation: Generation) -> str:
+    """Returns the text of the last message, if the answer continues it."""
+    last: Any = generation.prompt[-1]
+    return str(last["content"]) if generation.continue_final_message else ""
+
+
+def _choice(call: Call, index: int, choice: Choice, echoed: str) -> dict[str, Any]:
+    """Returns an answer in OpenAI's form."""
+    text = echoed + choice.text
+    message: dict[str, Any] = {
+        "role": "assistant", "content": None if choice.calls and not text else text, "refusal": None, "annotations": [],
+    }  # fmt: skip
+    if choice.calls:
+        message["tool_calls"] = choice.calls
+    document = {
+        "index": index, "message": message, "logprobs": _logprobs(call, choice),
+        "finish_reason": finish_reason(choice.reason),
+    }  # fmt: skip
+    if call.values["return_token_ids"]:
+        document["token_ids"] = choice.ids
+    return document
+
+
+def _logprobs(call: Call, source: Choice | TextDelta) -> dict[str, Any] | None:
+    if not call.values["logprobs"]:
+        return None
+    return {"content": entries_of(source.tokens, call.service.llm.tokenizer), "refusal": None}
+
+
+def _prompt_fields(call: Call, running: Running) -> dict[str, Any]:
+    """Returns the requested fields that describe the prompt."""
+    fields: dict[str, Any] = {}
+    if call.values["prompt_logprobs"] is not None:
+        fields["prompt_logprobs"] = prompt_logprobs(running.prompt_logprobs(), call.service)
+    if call.values["return_token_ids"]:
+        fields["prompt_token_ids"] = running.prompts[0]
+    return fields
+
+
+@dataclass
+class _Chunks:
+    """The chunks of a stream."""
+
+    call: Call
+    running: Running
+    head: Mapping[str, Any]
+    echoed: str
+    timings: Timings
+    started: set[int] = field(default_factory=set)
+    is_first: bool = True
+
+    async def encoded(self) -> AsyncIterator[bytes]:
+        """Yields the chunks as events."""
+        options = self.call.values["stream_options"] or {}
+        self.shows_usage = bool(options.get("include_usage"))
+        self.counts_always = bool(options.get("continuous_usage_stats"))
+        async for update in self.running:
+            if isinstance(update, PrefillProgress):
+                yield self._encode([], prompt_progress=self._progress(update))
+            else:
+                yield self._encode([self._choice(update)])
+        if self.shows_usage:
+            yield self._encode([], is_last=True)
+        yield DONE
+
+    def _choice(self, update: Update) -> dict[str, Any]:
+        assert not isinstance(update, PrefillProgress)
+        delta = self._delta(update)
+        if update.choice not in self.started:
+            self.started.add(update.choice)
+            text = {"content": self.echoed + delta.get("content", "")} if "tool_calls" not in delta else {}
+            delta = {"role": "assistant", "content": None, **delta, **text}
+        item: dict[str, Any] = {"index": update.choice, "delta": delta, "logprobs": None, "finish_reason": None}
+        if isinstance(update, TextDelta):
+            item["logprobs"] = _logprobs(self.call, update)
+            if self.call.values["return_token_ids"]:
+                item["token_ids"] = update.ids
+        elif isinstance(update, Finished):
+            item["finish_reason"] = finish_reason(update.reason)
+        return item
+
+    @staticmethod
+    def _delta(update: Update) -> dict[str, Any]:
+        if isinstance(update, TextDelta):
+            return {"content": update.text}
+        if isinstance(update, ToolCallStart):
+            function = {"name": update.name, "arguments": ""}
+            return {"tool_calls": [{"index": update.index, "id": update.id, "type": "function", "function": function}]}
+        if isinstance(update, ToolCallArguments):
+            return {"tool_calls": [{"index": update.index, "function": {"arguments": update.text}}]}
+        return {}
+
+    def _progress(self, update: PrefillProgress) -> dict[str, Any]:
+        milliseconds = (time.monotonic() - self.timings.started) * 1e3
+        return {
+            "total": update.total, "cache": update.cached, "processed": update.done, "time_ms": round(milliseconds),
+        }  # fmt: skip
+
+    def _encode(self, choices: list[dict[str, Any]], *, is_last: bool = False, **extra: Any) -> bytes:
+        document: dict[str, Any] = {**self.head, "choices": choices, **extra}
+        if self.shows_usage or self.counts_always:
+            usage: Usage | None = self.running.usage if is_last or self.counts_always else None
+            document["usage"] = None if usage is None else usage_document(usage)
+        if self.is_first and choices:
+            self.is_first = False
+            document |= _prompt_fields(self.call, self.running)
+        if self.call.values["timings_per_token"]:
+            document["timings"] = self.timings.document(self.running.usage)
+        return data(document)

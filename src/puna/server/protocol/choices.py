@@ -1,0 +1,148 @@
+"""Parts of responses that chat and completions share: answers, usage, timings, log-probabilities of prompts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from puna.engine import TokenLogprobs
+from puna.errors import ChatTemplateError, PunaError
+from puna.server.errors import ApiError
+from puna.server.generation import (
+    Finished,
+    FinishReason,
+    Generation,
+    Running,
+    TextDelta,
+    ToolCallArguments,
+    ToolCallStart,
+    Update,
+    Usage,
+)
+from puna.server.protocol.endpoint import Call
+from puna.server.protocol.fields import Values
+from puna.server.protocol.logprobs import token_text
+from puna.server.service import Service
+
+
+@dataclass
+class Choice:
+    """A complete answer.
+
+    Attributes:
+        calls: the tool calls, in OpenAI's form.
+    """
+
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    tokens: list[TokenLogprobs] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    reason: FinishReason = "stop"
+    stop: str | int | None = None
+
+    def add(self, update: Update) -> None:
+        """Adds an update of this answer."""
+        if isinstance(update, TextDelta):
+            self.text += update.text
+            self.ids += update.ids
+            self.tokens += update.tokens
+        elif isinstance(update, ToolCallStart):
+            self.calls.append({"id": update.id, "type": "function", "function": {"name": update.name, "arguments": ""}})
+        elif isinstance(update, ToolCallArguments):
+            self.calls[update.index]["function"]["arguments"] += update.text
+        elif isinstance(update, Finished):
+            self.reason, self.stop = update.reason, update.stop
+
+
+async def collect(running: Running, count: int) -> list[Choice]:
+    """Waits for the end, and returns the answers."""
+    choices = [Choice() for _ in range(count)]
+    async for update in running:
+        if isinstance(update, TextDelta | ToolCallStart | ToolCallArguments | Finished):
+            choices[update.choice].add(update)
+    return choices
+
+
+def finish_reason(reason: FinishReason) -> str:
+    """Returns OpenAI's name of the reason. Clients treat the text of "content_filter" as unusable: it is not valid."""
+    return "content_filter" if reason == "invalid" else reason
+
+
+def usage_document(usage: Usage) -> dict[str, Any]:
+    """Returns the numbers of tokens in OpenAI's form."""
+    return {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.prompt + usage.completion,
+        "prompt_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": usage.prompt - usage.cached},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "accepted_prediction_tokens": usage.accepted,
+            "rejected_prediction_tokens": usage.rejected,
+        },
+    }
+
+
+@dataclass
+class Timings:
+    """The speeds of an answer, as llama-server returns them."""
+
+    started: float = field(default_factory=time.monotonic)
+    first: float | None = None
+
+    def document(self, usage: Usage) -> dict[str, Any]:
+        """Returns the speeds until now."""
+        now = time.monotonic()
+        self.first = now if self.first is None else self.first
+        reading, read = self.first - self.started, usage.prompt - usage.cached
+        writing = now - self.first
+        return {
+            "cache_n": usage.cached, "prompt_n": read, "prompt_ms": reading * 1e3,
+            "prompt_per_second": read / reading if reading > 0 else None,
+            "predicted_n": usage.completion, "predicted_ms": writing * 1e3,
+            "predicted_per_second": usage.completion / writing if writing > 0 else None,
+        }  # fmt: skip
+
+
+def shared_arguments(values: Values) -> dict[str, Any]:
+    """Returns the arguments of `Generation` for fields of chat and completions."""
+    return {
+        "n": values["n"],
+        "priority": values["priority"],
+        "salt": values["cache_salt"] or "",
+        "include_stop": values["include_stop_str_in_output"],
+        "skip_special_tokens": values["skip_special_tokens"],
+    }
+
+
+async def start(call: Call, generation: Generation) -> Running:
+    """Starts to generate; an error of the chat template names the messages."""
+    try:
+        return await call.service.start(generation)
+    except ChatTemplateError as exc:
+        raise ApiError(400, str(exc), param="messages", code="invalid_value") from exc
+    except PunaError:
+        raise
+
+
+def prompt_logprobs(
+    rows: Sequence[TokenLogprobs | None] | None, service: Service
+) -> list[Mapping[str, Any] | None] | None:
+    """Returns the log-probabilities of a prompt in vLLM's form: by token id, null for the first token."""
+    if rows is None:
+        return None
+    tokenizer = service.llm.tokenizer
+
+    def entry(row: TokenLogprobs) -> dict[str, Any]:
+        ranks = {token: rank for rank, (token, _) in enumerate(row.top, 1)}
+        pairs = {row.token: row.logprob, **dict(row.top)}
+        return {
+            str(token): {
+                "logprob": logprob, "rank": ranks.get(token), "decoded_token": token_text(token, tokenizer),
+            }
+            for token, logprob in pairs.items()
+        }  # fmt: skip
+
+    return [None if row is None else entry(row) for row in rows]

@@ -1,0 +1,196 @@
+"""POST /v1/completions: continuations of texts and token ids, with log-probabilities in the older form of OpenAI."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from puna.engine import TokenLogprobs
+from puna.server.errors import ApiError
+from puna.server.events import EventStream, data
+from puna.server.generation import Finished, Generation, Running, TextDelta
+from puna.server.protocol.answer_format import read_format
+from puna.server.protocol.choices import (
+    Choice,
+    collect,
+    finish_reason,
+    prompt_logprobs,
+    shared_arguments,
+    start,
+    usage_document,
+)
+from puna.server.protocol.completions.fields import COMPLETION
+from puna.server.protocol.endpoint import Call, add_endpoint
+from puna.server.protocol.logprobs import token_text
+from puna.server.protocol.sampling import read_options
+from puna.server.service import Service
+
+DONE = b"data: [DONE]\n\n"
+
+
+def router(service: Service) -> APIRouter:
+    """Returns the route."""
+    routes = APIRouter()
+    add_endpoint(routes, service, "/v1/completions", COMPLETION, _answer, summary="Continue a text", streams=True)
+    return routes
+
+
+async def _answer(call: Call) -> Response:
+    values = call.values
+    generation = _read_generation(call)
+    running = await start(call, generation)
+    head = {
+        "id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
+        "model": values["model"], "system_fingerprint": call.service.fingerprint(generation.adapter),
+    }  # fmt: skip
+    writer = _Writer(call, running, [generation.prompt, *generation.more_prompts])
+    if values["stream"]:
+        chunks = _chunks(call, running, head, writer)
+        return EventStream(chunks, call.service.settings, cancel=running.cancel, headers=call.headers)
+    choices = await collect(running, values["n"] * len(running.prompts))
+    document = {**head, "choices": [writer.complete(index, choice) for index, choice in enumerate(choices)]}
+    return call.json({**document, "usage": usage_document(running.usage)})
+
+
+def _read_generation(call: Call) -> Generation:
+    """Returns what to generate."""
+    values, service = call.values, call.service
+    adapter = service.adapter(values["model"])
+    options: dict[str, Any] = {**read_options(values, service), **read_format(values)}
+    options["max_tokens"] = values["max_tokens"]
+    tops = [values["logprobs"] if values["echo"] else None, values["prompt_logprobs"]]
+    if values["logprobs"] is not None:
+        options["logprobs"] = values["logprobs"]
+    if any(top is not None for top in tops):
+        options["prompt_logprobs"] = max(top for top in tops if top is not None)
+    best_of = values["best_of"]
+    if best_of is not None and best_of < values["n"]:
+        raise _contradiction("best_of", f"best_of is {best_of}, but n is {values['n']}; best_of must be at least n")
+    if best_of is not None and best_of > values["n"] and values["stream"]:
+        raise _contradiction("best_of", "the best answers are known only at the end; leave out stream or best_of")
+    prompts = _prompts(values["prompt"])
+    return Generation(
+        prompts[0], more_prompts=prompts[1:], options=options, adapter=adapter,  # type: ignore[arg-type]
+        best_of=best_of if best_of != values["n"] else None, **shared_arguments(values),
+    )  # fmt: skip
+
+
+def _prompts(prompt: Any) -> list[Any]:
+    """Returns the prompts of the four forms of the field."""
+    if isinstance(prompt, str) or isinstance(prompt[0], int):
+        return [prompt]
+    return list(prompt)
+
+
+def _contradiction(param: str, message: str) -> ApiError:
+    return ApiError(400, message, param=param, code="invalid_value")
+
+
+class _Writer:
+    """Writes answers in OpenAI's form."""
+
+    def __init__(self, call: Call, running: Running, prompts: Sequence[Any]) -> None:
+        self._call = call
+        self._running = running
+        self._tokenizer = call.service.llm.tokenizer
+        self._special = frozenset(self._tokenizer.all_special_ids)
+        self._prompts = prompts
+        self._offsets: dict[int, int] = {}
+
+    def complete(self, index: int, choice: Choice) -> dict[str, Any]:
+        """Returns a complete answer."""
+        return self._item(index, choice.text, choice.ids, choice.tokens, finish_reason(choice.reason))
+
+    def part(self, update: TextDelta) -> dict[str, Any]:
+        """Returns a part of an answer."""
+        return self._item(update.choice, update.text, update.ids, update.tokens, None)
+
+    def end(self, update: Finished) -> dict[str, Any]:
+        """Returns the end of an answer."""
+        return self._item(update.choice, "", (), (), finish_reason(update.reason))
+
+    def _item(
+        self, index: int, text: str, ids: Sequence[int], tokens: Sequence[TokenLogprobs], reason: str | None
+    ) -> dict[str, Any]:
+        values, prompt = self._call.values, index // self._call.values["n"]
+        is_first = index not in self._offsets
+        rows: list[TokenLogprobs | int] = list(tokens)
+        echoed = ""
+        if is_first:
+            self._offsets[index] = 0
+            if values["echo"]:
+                echoed = self._echoed(prompt)
+                given = self._running.prompt_logprobs(prompt) or ()
+                ids_of_prompt = self._running.prompts[prompt]
+                rows = [*(row or ids_of_prompt[0] for row in given), *rows]
+        item: dict[str, Any] = {"index": index, "text": echoed + text, "logprobs": None, "finish_reason": reason}
+        if values["logprobs"] is not None:
+            item["logprobs"] = self._logprobs(index, rows)
+        if is_first and values["prompt_logprobs"] is not None:
+            item["prompt_logprobs"] = prompt_logprobs(self._running.prompt_logprobs(prompt), self._call.service)
+        if values["return_token_ids"]:
+            item["token_ids"] = ids
+            if is_first:
+                item["prompt_token_ids"] = self._running.prompts[prompt]
+        return item
+
+    def _echoed(self, prompt: int) -> str:
+        """Returns the text of a prompt."""
+        given = self._prompts[prompt]
+        return given if isinstance(given, str) else self._tokenizer.decode(list(given), skip_special_tokens=False)
+
+    def _logprobs(self, index: int, rows: Sequence[TokenLogprobs | int]) -> dict[str, Any]:
+        """Returns the log-probabilities of tokens; an id alone is the first token of a prompt, which has none."""
+        texts, chosen, tops, offsets = [], [], [], []
+        for row in rows:
+            text = token_text(row if isinstance(row, int) else row.token, self._tokenizer)
+            texts.append(text)
+            offsets.append(self._offsets[index])
+            self._offsets[index] += self._width(index, row, text)
+            chosen.append(None if isinstance(row, int) else row.logprob)
+            tops.append(None if isinstance(row, int) else self._top(row))
+        return {"tokens": texts, "token_logprobs": chosen, "top_logprobs": tops, "text_offset": offsets}
+
+    def _width(self, index: int, row: TokenLogprobs | int, text: str) -> int:
+        """Returns the number of characters of a token in the text of the answer, which may begin with the prompt."""
+        given = self._prompts[index // self._call.values["n"]]
+        if not isinstance(given, str) or not self._call.values["echo"]:
+            return len(text)
+        if (row if isinstance(row, int) else row.token) in self._special:
+            return 0  # a text does not show the BOS token that the tokenizer adds
+        # Some tokenizers add a space before the text.
+        adds_space = self._offsets[index] == 0 and text.startswith(" ") and not given.startswith(" ")
+        return len(text) - adds_space
+
+    def _top(self, row: TokenLogprobs) -> dict[str, float]:
+        """Returns the most likely tokens and the chosen one by text; of tokens with one text, the most likely."""
+        count = self._call.values["logprobs"]
+        pairs = [*row.top[:count], (row.token, row.logprob)]
+        result: dict[str, float] = {}
+        for token, logprob in pairs:
+            result.setdefault(token_text(token, self._tokenizer), logprob)
+        return result
+
+
+async def _chunks(call: Call, running: Running, head: Mapping[str, Any], writer: _Writer) -> AsyncIterator[bytes]:
+    options = call.values["stream_options"] or {}
+    shows_usage, counts_always = options.get("include_usage"), options.get("continuous_usage_stats")
+
+    def usage(is_last: bool) -> dict[str, Any]:
+        if not (shows_usage or counts_always):
+            return {}
+        return {"usage": usage_document(running.usage) if is_last or counts_always else None}
+
+    async for update in running:
+        if isinstance(update, TextDelta):
+            yield data({**head, "choices": [writer.part(update)], **usage(False)})
+        elif isinstance(update, Finished):
+            yield data({**head, "choices": [writer.end(update)], **usage(False)})
+    if shows_usage:
+        yield data({**head, "choices": [], **usage(True)})
+    yield DONE

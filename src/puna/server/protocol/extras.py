@@ -1,0 +1,75 @@
+"""Fields that chat and completions share besides those of sampling: identity, cache, service and vLLM's extensions."""
+
+from __future__ import annotations
+
+from puna.server.protocol.fields import HONOURED, INERT, REFUSED, VALUES, Field, Table
+from puna.server.protocol.types import Any_, Array, Boolean, Integer, Map, OneOf, Text
+
+STREAM_OPTIONS = Table("StreamOptions", (
+    Field("include_usage", Boolean(), HONOURED, "send the numbers of tokens in a last chunk without choices", False),
+    Field("include_obfuscation", Boolean(), VALUES, "streams have no padding", accepted=(False,)),
+    Field("continuous_usage_stats", Boolean(), HONOURED, "send the numbers of tokens in every chunk", False),
+), open=False)  # fmt: skip
+
+CACHE_OPTIONS = Table("PromptCacheOptions", (
+    Field("mode", Text(values=("implicit", "explicit")), INERT, "the cache finds prefixes by their tokens"),
+    Field("ttl", OneOf(Text(1, 32), Integer(0)), INERT, "prefixes stay as long as there is memory for them"),
+), open=False)  # fmt: skip
+
+PREDICTED_PART = Table("PredictedPart", (
+    Field("type", Text(values=("text",)), HONOURED, "the kind of the part", required=True),
+    Field("text", Text(), HONOURED, "the text", required=True),
+))  # fmt: skip
+
+PREDICTION = Table("Prediction", (
+    Field("type", Text(values=("content",)), HONOURED, "the kind of the prediction", required=True),
+    Field("content", OneOf(Text(), Array(PREDICTED_PART, 0, "parts")), HONOURED, "the expected text", required=True),
+), open=False)  # fmt: skip
+
+_LABEL = Text(0, 512)
+
+SHARED = (
+    Field("stream_options", STREAM_OPTIONS, HONOURED, "what a stream contains", example={"include_usage": True}),
+    Field("user", _LABEL, INERT, "name of the end user; with --fair-by user, users share the server equally",
+          example="u"),
+    Field("include_stop_str_in_output", Boolean(), HONOURED, "the stop text that ends the answer is part of it", False,
+          example=True),
+    Field("skip_special_tokens", Boolean(), HONOURED, "special tokens are not shown in the text", True, example=False),
+    Field("prompt_logprobs", Integer(0, "logprobs"), HONOURED, "return the log-probability of each token of the "
+          "prompt, and this number of most likely tokens", example=1),
+    Field("priority", Integer(-(2**31), 2**31 - 1), HONOURED, "waiting requests with lower numbers come first", 0,
+          example=1),
+    Field("cache_salt", Text(1, 512), HONOURED, "share cached prefixes only with requests of the same salt",
+          example="s"),
+    Field("prompt_cache_key", _LABEL, INERT, "names requests with a common prefix, for routers of several servers",
+          example="k"),
+    Field("return_token_ids", Boolean(), HONOURED, "return the token ids of the prompt and the answer", False,
+          example=True),
+    Field("bad_words", Array(Text()), REFUSED, "give the tokens in logit_bias with a value of -100"),
+)  # fmt: skip
+"""The rows of chat and completions."""
+
+CHAT_ONLY = (
+    Field("safety_identifier", _LABEL, INERT, "name of the end user", example="u"),
+    Field("prompt_cache_options", CACHE_OPTIONS, INERT, "how the provider caches prompts",
+          example={"mode": "implicit"}),
+    Field("prompt_cache_retention", Text(values=("in_memory", "in-memory", "24h")), INERT,
+          "how long the provider caches prompts", example="24h"),
+    Field("prediction", PREDICTION, HONOURED, "a text that the answer is expected to resemble: its tokens are guessed, "
+          "which is faster and changes no answer", example={"type": "content", "content": "the llama"}),
+    Field("metadata", Map(Text(0, 512), 16, 64), INERT, "echoed in the response", example={"a": "b"}),
+    Field("service_tier", Text(), VALUES, "there is one tier, echoed as \"default\"", accepted=("auto", "default"),
+          example="auto"),
+    Field("store", Boolean(), VALUES, "this server keeps nothing", accepted=(False,), example=False),
+    Field("modalities", Array(Text()), VALUES, "answers are text", accepted=(["text"],), example=["text"]),
+    Field("verbosity", Text(), VALUES, "say in the messages how long the answer should be", accepted=("medium",),
+          example="medium"),
+    Field("audio", Any_(), REFUSED, "answers are text"),
+    Field("web_search_options", Any_(), REFUSED, "this server does not use the network"),
+    Field("moderation", Any_(), REFUSED, "this server does not moderate"),
+    Field("functions", Any_(), REFUSED, "use tools"),
+    Field("function_call", Any_(), REFUSED, "use tool_choice"),
+    Field("chat_template", Any_(), REFUSED, "the template of the model is used; start the server with another model "
+          "folder to change it"),
+)  # fmt: skip
+"""Rows of chat."""
