@@ -15,7 +15,7 @@ pytest.importorskip("lm_eval")
 pytest.importorskip("aiohttp")
 
 PAIRS = [("The llama walked up the hill", " and looked at the river."), ("", "Anna said"), ("One", " two three four")]
-TEXTS = ["The llama stood in the rain. " * 6, "A short text."]
+TEXTS = ["The llama waited in the rain. " * 6, "A short text."]
 PROMPTS = ["The llama", "Once upon a time"]
 
 
