@@ -83,6 +83,7 @@ const FormatTraits& Model::format_of_b(const Panels& w) const {
 }
 
 int32_t Model::load_adapter(const puna_low_rank* changes, int32_t count) {
+    if (count < 0) throw std::invalid_argument("the number of changes is negative");
     auto adapter = std::make_unique<Adapter>();
     adapter->layers.resize(layers_.size());
     int64_t bytes = 0;

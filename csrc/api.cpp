@@ -151,6 +151,12 @@ class Interruptible {
     uint32_t start_;
 };
 
+void check_rows(int64_t vocab, const puna_sample_row* rows, int32_t count) {
+    if (vocab < 1 || vocab > INT32_MAX) throw std::invalid_argument("the number of logits is out of range");
+    if (count < 0) throw std::invalid_argument("the number of rows is negative");
+    for (int32_t i = 0; i < count; ++i) puna::check_row(vocab, rows[i]);
+}
+
 }  // namespace
 
 extern "C" {
@@ -242,12 +248,15 @@ int32_t puna_pages_fill(puna_model* model, const int32_t* pages, int32_t count, 
 
 int32_t puna_sample(const char* kernels, int64_t vocab, puna_sample_row* rows, int32_t count) {
     return guarded([&] {
-        if (vocab < 1 || vocab > INT32_MAX) throw std::invalid_argument("the number of logits is out of range");
-        for (int32_t i = 0; i < count; ++i) {
-            if (rows[i].top_count > vocab || rows[i].given >= vocab)
-                throw std::invalid_argument("a token or the number of log-probabilities exceeds the vocabulary");
-            puna::sample(find_kernels(kernels), vocab, rows[i]);
-        }
+        check_rows(vocab, rows, count);
+        for (int32_t i = 0; i < count; ++i) puna::sample(find_kernels(kernels), vocab, rows[i]);
+    });
+}
+
+int32_t puna_model_sample(puna_model* model, int64_t vocab, puna_sample_row* rows, int32_t count) {
+    return guarded([&] {
+        check_rows(vocab, rows, count);
+        model->model.sample(vocab, rows, count);
     });
 }
 

@@ -16,6 +16,7 @@
 #include <cstring>
 
 #include "quantize.h"
+#include "sampling.h"
 
 namespace puna {
 
@@ -269,6 +270,7 @@ void Model::reserve_pages(int32_t pages) {
 // Checks page numbers, and returns 1 + the highest.
 int32_t Model::check_pages(const int32_t* pages, int32_t count) const {
     int32_t end = 0;
+    if (count < 0) throw std::invalid_argument("the number of pages is negative");
     for (int32_t p = 0; p < count; ++p) {
         if (pages[p] < 0 || pages[p] >= pages_) throw std::invalid_argument("a page number is out of range");
         end = std::max(end, pages[p] + 1);
@@ -337,6 +339,8 @@ void Model::prepare(const puna_chunk* chunks, int32_t count) {
         if (chunk.start < 0 || chunk.count < 1 || chunk.rows < 0 || chunk.rows > chunk.count || end > INT32_MAX ||
             chunk.page_count < (end + kPage - 1) / kPage)
             throw std::invalid_argument("the sizes of a chunk are inconsistent");
+        if (!chunk.tokens || !chunk.pages || !chunk.inv_freq || !std::isfinite(chunk.rope_scale))
+            throw std::invalid_argument("a chunk has no tokens, pages or frequencies");
         if (chunk.output != PUNA_OUTPUT_LOGITS && chunk.output != PUNA_OUTPUT_HIDDEN)
             throw std::invalid_argument("the output of a chunk is unknown");
         if (chunk.adapter != 0 && !adapters_.count(chunk.adapter))
@@ -801,6 +805,18 @@ void Model::forward(const puna_chunk* chunks, int32_t count, float* logits, floa
     }
     if (interrupts.any()) throw Stopped();
     run_head(chunks, count, logits, hidden);
+}
+
+void Model::sample(int64_t vocab, puna_sample_row* rows, int32_t count) {
+    std::atomic<bool> failed{false};
+    pool_.each(count, 1, [&](int64_t begin, int64_t end, int) noexcept {
+        try {
+            for (int64_t i = begin; i < end; ++i) puna::sample(kernels_, vocab, rows[i]);
+        } catch (const std::bad_alloc&) {
+            failed = true;
+        }
+    });
+    if (failed) throw std::bad_alloc();
 }
 
 }  // namespace puna

@@ -63,6 +63,9 @@ class Model {
     // See puna_forward.
     void forward(const puna_chunk* chunks, int32_t count, float* logits, float* hidden, const Interrupts& interrupts);
 
+    // See puna_model_sample; the rows were checked. A row is one piece of the loop.
+    void sample(int64_t vocab, puna_sample_row* rows, int32_t count);
+
     // See puna_adapter_load and puna_adapter_drop.
     int32_t load_adapter(const puna_low_rank* changes, int32_t count);
     void drop_adapter(int32_t number);

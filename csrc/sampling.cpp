@@ -10,6 +10,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <stdexcept>
 #include <vector>
 
 #include "half.h"
@@ -338,7 +339,45 @@ void write_top(const puna_sample_row& row, int64_t vocab, const std::vector<floa
     }
 }
 
+// Returns whether all ids are tokens of the vocabulary.
+bool are_tokens(const int32_t* ids, int32_t count, int64_t vocab) {
+    bool valid = true;
+    for (int32_t i = 0; i < count; ++i) valid &= ids[i] >= 0 && ids[i] < vocab;
+    return valid;
+}
+
+bool is_between(double value, double low, double high) { return value >= low && value <= high; }  // false for NaN
+
+bool are_in_range(const puna_sampling& options) {
+    constexpr double kHighest = std::numeric_limits<double>::max();
+    return is_between(options.temperature, 0.0, kHighest) && options.top_k >= 0 &&
+           is_between(options.top_p, 0.0, 1.0) && is_between(options.min_p, 0.0, 1.0) &&
+           is_between(options.typical_p, 0.0, 1.0) &&
+           is_between(options.repetition_penalty, std::numeric_limits<double>::min(), kHighest) &&
+           is_between(options.presence_penalty, -kHighest, kHighest) &&
+           is_between(options.frequency_penalty, -kHighest, kHighest);
+}
+
 }  // namespace
+
+void check_row(int64_t vocab, const puna_sample_row& row) {
+    const auto require = [](bool valid, const char* message) {
+        if (!valid) throw std::invalid_argument(message);
+    };
+    require(row.logits && row.options, "a row has no logits or no options");
+    require(are_in_range(*row.options), "a sampling option is out of range");
+    require(row.uniform >= 0.0 && row.uniform < 1.0, "a random number is out of range");
+    require(row.top_count >= -1 && row.top_count <= vocab && row.given >= -1 && row.given < vocab,
+            "a token or the number of log-probabilities exceeds the vocabulary");
+    require(row.top_count <= 0 || (row.top_ids && row.top_logprobs), "a row has no memory for log-probabilities");
+    require(row.seen_count >= 0 && row.bias_count >= 0, "the number of tokens of a row is negative");
+    require(row.seen_count == 0 || (row.seen && row.generated && are_tokens(row.seen, row.seen_count, vocab)),
+            "a token that was seen is out of range");
+    require(row.bias_count == 0 || (row.bias_ids && row.bias && are_tokens(row.bias_ids, row.bias_count, vocab)),
+            "a token with a bias is out of range");
+    for (int32_t i = 0; i < row.bias_count; ++i) require(std::isfinite(row.bias[i]), "a bias is not finite");
+    for (int32_t i = 0; i < row.seen_count; ++i) require(row.generated[i] >= 0, "the count of a token is negative");
+}
 
 void sample(const Kernels& kernels, int64_t vocab, puna_sample_row& row) {
     // Reused between calls: page faults of newly allocated memory would take longer than sampling.

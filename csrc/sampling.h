@@ -7,6 +7,9 @@
 
 namespace puna {
 
+// Throws std::invalid_argument if a number of the row is out of range, or a required pointer is NULL.
+void check_row(int64_t vocab, const puna_sample_row& row);
+
 // Chooses the token of one row; see puna_sample_row.
 void sample(const Kernels& kernels, int64_t vocab, puna_sample_row& row);
 

@@ -261,8 +261,12 @@ typedef struct puna_sample_row {
 /* Chooses a token for each row. The order is that of transformers: bias, repetition penalty, presence and frequency
  * penalties, allowed tokens, temperature, top-k, top-p, min-p, typical-p. The tokens that remain are ordered by their
  * ids; the first one whose cumulative probability exceeds `uniform` is chosen. A row has the same results in every
- * batch. */
+ * batch. Numbers that are out of range are an error, and then no row is changed. */
 PUNA_API int32_t puna_sample(const char* kernels, int64_t vocab, puna_sample_row* rows, int32_t count);
+
+/* The same, with the kernels and the threads of a model, which no other call may use meanwhile. The results are equal
+ * for any number of threads. */
+PUNA_API int32_t puna_model_sample(puna_model* model, int64_t vocab, puna_sample_row* rows, int32_t count);
 
 /* Quantises a tensor [rows][cols] of f32, f16 or bf16 (`format`, a ggml type number) to the block format `to`.
  * `importance` [cols], not negative: the weight of an error in each column; NULL: ggml's weights for the format. The

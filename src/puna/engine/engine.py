@@ -146,11 +146,12 @@ class Engine:
         plan = self.scheduler.plan()  # may read pages from the disk, which is not part of the measured time
         started = self._clock()
         if plan:
-            read = sum(len(tokens) for active, tokens in plan if active.reading)
-            decoded = sum(len(tokens) for active, tokens in plan if not active.reading)
-            self.counters.steps[read + decoded] += 1
-            if self._run(plan):
-                self.scheduler.times.record(decoded, read, self._clock() - started)
+            reading = [active.reading for active, _ in plan]
+            total = sum(len(tokens) for _, tokens in plan)
+            read = sum(len(tokens) for (_, tokens), reads in zip(plan, reading, strict=True) if reads)
+            self.counters.steps[total] += 1
+            if self._run(plan, reading):
+                self.scheduler.times.record(total - read, read, self._clock() - started)
         events, self._events = self._events, []
         return events
 
@@ -172,10 +173,10 @@ class Engine:
         active.computed = max(start, adapter.prefix_length)
         active.table.register(active.tokens, active.computed)
 
-    def _run(self, plan: list[tuple[RunningRequest, tuple[int, ...]]]) -> bool:
+    def _run(self, plan: list[tuple[RunningRequest, tuple[int, ...]]], reading: list[bool]) -> bool:
         """Runs a batch and appends the events of its requests to `_events`; returns whether the backend has run it."""
         try:
-            batch = [_chunk(active, tokens) for active, tokens in plan]
+            batch = [_chunk(active, tokens, reads) for (active, tokens), reads in zip(plan, reading, strict=True)]
             outputs = self.backend.forward(batch)
         except Exception as exc:  # ends the requests of this batch; the others continue
             error = detached_error(exc)
@@ -185,10 +186,10 @@ class Engine:
         turns = []
         arrays = {"logits": outputs.logits, "hidden": outputs.hidden}
         next_row = {"logits": 0, "hidden": 0}
-        for (active, tokens), chunk in zip(plan, batch, strict=True):
+        for (active, tokens), reads, chunk in zip(plan, reading, batch, strict=True):
             row = next_row[chunk.output]
             rows = arrays[chunk.output][row : row + chunk.rows]
-            if not active.reading:
+            if not reads:
                 turns.append(_Turn(active, 1, row, tokens[1:]))
                 if len(tokens) > 1:
                     self.counters.drafts += 1
@@ -334,14 +335,14 @@ def _listed(parts: list[str]) -> str:
     return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
 
 
-def _chunk(active: RunningRequest, tokens: tuple[int, ...]) -> Chunk:
-    """Returns the chunk of a request in a step."""
+def _chunk(active: RunningRequest, tokens: tuple[int, ...], reading: bool) -> Chunk:
+    """Returns the chunk of a request in a step, which reads known tokens or decodes."""
     adapter = active.request.adapter
     return Chunk(
         tuple(active.table.pages),
         np.asarray(tokens, dtype=np.int64),
         active.computed,
-        _rows_needed(active, len(tokens)),
+        _rows_needed(active, len(tokens)) if reading else len(tokens),
         "hidden" if active.request.output == "hidden" else "logits",
         embeddings=None if adapter is None else adapter.embeddings(tokens, active.computed),
         adapter=0 if adapter is None else adapter.number,
@@ -349,9 +350,7 @@ def _chunk(active: RunningRequest, tokens: tuple[int, ...]) -> Chunk:
 
 
 def _rows_needed(active: RunningRequest, count: int) -> int:
-    """Returns how many rows of output a chunk needs: one per generated or scored token, one after the last token."""
-    if not active.reading:
-        return count
+    """Returns how many rows of output a chunk of known tokens needs: one per scored token, one after the last token."""
     end = active.computed + count
     if active.request.returns_rows and active.reported < active.prompt_end:
         return max(0, end - max(active.computed, active.reported))

@@ -199,13 +199,14 @@ class Scheduler:
             if active.request_id not in self.running:  # preempted by a request before it
                 continue
             tokens: tuple[int, ...] = ()
-            if self._reads_own_tokens(active, in_progress):
+            reads = active.reading and self._reads_own_tokens(active, in_progress)
+            if reads:
                 tokens = active.next_known(budget)
             elif not active.reading:
                 tokens = (active.tokens[-1], *guess)
             if tokens and self._reserve(active, active.computed + len(tokens)):
                 steps.append((active, tokens))
-                budget -= len(tokens) if active.reading else 0
+                budget -= len(tokens) if reads else 0
         return steps
 
     def finish(self, request_id: int, valid: bool = True) -> None:
@@ -231,14 +232,14 @@ class Scheduler:
         return len(self.waiting) < before
 
     def _reads_own_tokens(self, active: RunningRequest, in_progress: dict[Identity, list[tuple[int, ...]]]) -> bool:
-        """Returns whether a request must compute known tokens in this step.
+        """Returns whether a request that is reading must compute known tokens in this step.
 
         At the start of a page, or after a prefix, it first continues with cached pages. If an older request is
         computing at least half of the tokens that the request needs in this page, it waits for them instead of
         computing them too. While it reads pages from the disk, it computes none.
         """
-        if not (active.reading and self.pool.sharing):
-            return active.reading
+        if not self.pool.sharing:
+            return True
         if active.at_start:
             active.computed = max(active.computed, active.table.share(active.tokens, active.reusable))
         if self.pool.disk is not None and self._read_disk(active):
