@@ -26,6 +26,13 @@ def arguments(folder: Path, kind: type[Any] = TrainingArguments, **options: Any)
     return kind(str(folder), **{"max_steps": 2, "per_device_train_batch_size": 2, **quiet, **options})
 
 
+def reference_of(model: Any) -> Any:
+    """Returns the model of transformers with the same weights."""
+    reference = transformers.LlamaForCausalLM(transformers_config(model.config))
+    reference.load_state_dict(model.state_dict())
+    return reference
+
+
 def losses(trainer: Any) -> list[float]:
     """Returns the loss of each step."""
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
@@ -45,10 +52,8 @@ def losses(trainer: Any) -> list[float]:
 )
 def test_losses_equal_those_of_transformers(options: dict[str, Any], tmp_path: Path) -> None:
     model = new_model()
-    reference = transformers.LlamaForCausalLM(transformers_config(model.config))
-    reference.load_state_dict(model.state_dict())
     results = []
-    for each in (model, reference):
+    for each in (model, reference_of(model)):
         trainer = Trainer(each, arguments(tmp_path, save_strategy="no", **options), train_dataset=ROWS)
         trainer.train()
         results.append(losses(trainer))
@@ -120,6 +125,65 @@ def test_trl_fine_tunes_on_texts_and_chats(adapted: bool, tmp_path: Path, tokeni
     trainer.save_model(str(tmp_path / "saved"))
     if not adapted:
         assert puna.LlamaForCausalLM.from_pretrained(tmp_path / "saved").config.vocab_size == 260
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"packing": True},
+        {"packing": True, "packing_strategy": "wrapped"},
+        {"padding_free": True, "max_length": None},
+        {"packing": True, "gradient_checkpointing": True, "per_device_train_batch_size": 1},
+    ],
+    ids=str,
+)
+def test_trl_trains_on_packed_rows_as_with_transformers(
+    options: dict[str, Any], tmp_path: Path, tokenizer: Any
+) -> None:
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    model = new_model()
+    results = []
+    for each in (model, reference_of(model)):
+        trainer = trl.SFTTrainer(
+            model=each,
+            args=trl_arguments(tmp_path, trl.SFTConfig, **{"max_length": 24, "learning_rate": 1e-2, **options}),
+            train_dataset=datasets.Dataset.from_list(
+                [{"text": "The cat"}, {"text": "sat on it."}, {"text": "Yes"}] * 6
+            ),
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        results.append(losses(trainer))
+    assert len(results[0]) == 2
+    assert results[0] == pytest.approx(results[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"return_position_ids": False, "return_flash_attn_kwargs": True}, {"return_seq_idx": True}],
+    ids=str,
+)
+def test_batches_without_padding_are_trained_as_padded_ones(options: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{"input_ids": list(range(4, 4 + n)), "labels": list(range(4, 4 + n))} for n in (3, 7, 5, 4)]
+    pad = {"input_ids": 0, "labels": -100}
+
+    def padded(features: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        width = max(len(row["input_ids"]) for row in features)
+        batch = {
+            name: torch.tensor([row[name] + [value] * (width - len(row[name])) for row in features])
+            for name, value in pad.items()
+        }
+        return {**batch, "attention_mask": (batch["labels"] != -100).long()}
+
+    results = []
+    for collator in (padded, transformers.DataCollatorWithFlattening(**options)):
+        trainer = Trainer(
+            new_model(), arguments(tmp_path, save_strategy="no"), train_dataset=rows, data_collator=collator
+        )
+        trainer.train()
+        results.append(losses(trainer))
+    assert results[0] == pytest.approx(results[1], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -26,11 +26,14 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling()
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Returns whether values can be read at all, which may wait for the device; not in graphs and `torch.func.vmap`."""
+    return not is_traced() and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def _has_values(tensor: Tensor) -> bool:
-    """Returns whether values can be read without a wait for the device; those inside `torch.func.vmap` never can."""
-    return (
-        tensor.device.type == "cpu" and not is_traced() and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    )
+    """Returns whether values can be read without a wait for the device."""
+    return tensor.device.type == "cpu" and has_values(tensor)
 
 
 def check_one_input(input_ids: Any, inputs_embeds: Any, width: int) -> None:
@@ -130,6 +133,48 @@ def check_mask(mask: Tensor, batch: int, tokens: int, total: int) -> None:
             f"attention_mask is of type {mask.dtype}; with four dimensions it must be bool (True: attend) or float "
             "(added to the scores)"
         )
+
+
+def allows_all(mask: Tensor) -> bool:
+    """Returns whether a mask (B, S) is known to have no padding: its values are read on the CPU only."""
+    return mask.dim() == 2 and _has_values(mask) and bool(mask.all())
+
+
+def check_sequences(starts: Any, other: Any, numbers: Any, batch: int, tokens: int) -> None:
+    """Checks the arguments of rows that hold several sequences; values only on the CPU.
+
+    Args:
+        starts: `cu_seq_lens_q`, (sequences + 1,): 0, the start of each other sequence, batch * tokens; or None.
+        other: `cu_seq_lens_k`, which must be equal to `starts`; or None.
+        numbers: `seq_idx`, (B, T) or (1, T); or None.
+
+    Raises:
+        RequestError: a shape, type or value is invalid, or a sequence continues in the next row.
+    """
+    if numbers is not None:
+        _check_tensor("seq_idx", numbers)
+        if numbers.shape not in ((batch, tokens), (1, tokens)):
+            raise RequestError(
+                f"seq_idx has shape {tuple(numbers.shape)}; it must be (batch, tokens) = {(batch, tokens)}"
+            )
+    if starts is None:
+        return
+    _check_tensor("cu_seq_lens_q", starts)
+    if starts.dim() != 1 or starts.is_floating_point() or len(starts) < 2:
+        raise RequestError(
+            f"cu_seq_lens_q has shape {tuple(starts.shape)} and type {starts.dtype}; it must be an integer tensor "
+            "(sequences + 1,)"
+        )
+    if not _has_values(starts):
+        return
+    rows = torch.arange(0, batch * tokens + 1, tokens)
+    if (starts.diff() < 0).any() or starts[0] < 0 or starts[-1] > rows[-1] or not torch.isin(rows, starts).all():
+        raise RequestError(
+            f"cu_seq_lens_q holds {starts.tolist()[:8]}; it must increase from 0 to {batch * tokens}, the number of "
+            f"tokens, and a sequence must end with its row of {tokens} tokens"
+        )
+    if isinstance(other, Tensor) and not torch.equal(starts, other.to(starts)):
+        raise RequestError("cu_seq_lens_q and cu_seq_lens_k differ; queries and keys are the same tokens here")
 
 
 def check_answer_positions(positions: Any, batch: int) -> None:

@@ -21,7 +21,8 @@ from puna.model.activations import activation_of
 from puna.model.attention import Pair, build_mask
 from puna.model.base import default_to, new_embedding
 from puna.model.cache import KVCache, LegacyCache, returned
-from puna.model.checks import check_cached_positions, check_further, check_ids, check_one_input, check_positions
+from puna.model.checks import check_cached_positions, check_ids, check_one_input, check_positions
+from puna.model.huggingface.packing import separate_sequences
 from puna.model.outputs import BaseModelOutputWithPast
 from puna.model.pretrained import LlamaPreTrainedModel
 from puna.model.rope import LlamaRotaryEmbedding, Rope
@@ -150,15 +151,15 @@ class LlamaModel(LlamaPreTrainedModel):
 
         Args:
             input_ids: (B, T) token ids. Exactly one of `input_ids` and `inputs_embeds` must be given.
-            attention_mask: (B, S), 0 for padding; or (B, 1, T, S), bool or float, which must include causal order. Omit
-                it without padding: PyTorch's kernels for plain causal order are faster.
+            attention_mask: (B, S), 0 for padding (slower if given); or (B, 1, T, S), bool or float, with causal order.
             position_ids: (B, T) or (1, T); by default they follow the cached tokens; padding counts as tokens
                 (but not in the length of the context, which determines the frequencies of dynamic and longrope).
+                Without a mask and without caches, a position that is not the next one starts another sequence.
             past_key_values: the returned cache of an earlier call; (keys, values) per layer; or one of transformers.
             inputs_embeds: (B, T, D) in place of `input_ids`.
             use_cache, output_attentions, output_hidden_states, return_dict: select the outputs; by default as in the
                 configuration. In training with gradient checkpointing, no cache is returned.
-            arguments: arguments of later releases of transformers that change nothing, such as `cache_position`.
+            arguments: those of rows with several sequences (`packing.py`), or without effect (`cache_position`).
 
         Raises:
             RequestError: if the inputs do not match each other or the model.
@@ -167,13 +168,13 @@ class LlamaModel(LlamaPreTrainedModel):
         check_one_input(input_ids, inputs_embeds, self.config.hidden_size)
         x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
         cache = KVCache.read(past_key_values, self.config, x.shape[0])
-        check_further(arguments, cache.length, x.shape[1])
         trace = Trace(
             states=default_to(output_hidden_states, self.config.output_hidden_states),
             weights=default_to(output_attentions, self.config.output_attentions),
             cache=default_to(use_cache, self.config.use_cache) and not self._recompute,
         )
-        out = self.hidden(x, self.step(x, cache, attention_mask, position_ids, trace), cache)
+        mask, positions = separate_sequences(arguments, x, cache.length, attention_mask, position_ids, trace.cache)
+        out = self.hidden(x, self.step(x, cache, mask, positions, trace), cache)
         out.past_key_values = returned(out.past_key_values, past_key_values)
         return out if default_to(return_dict, self.config.use_return_dict) else out.to_tuple()
 
@@ -219,9 +220,8 @@ class LlamaModel(LlamaPreTrainedModel):
             if step.trace.states:
                 states.append(x)
             recomputed = self._recompute and not index % self._checkpointed_layers
-            run = self._gradient_checkpointing_func if recomputed else None
-            past = cache[index] if cache else None
-            x, attention, pair = layer(x, step, past) if run is None else run(layer, x, step, past)
+            run = partial(self._gradient_checkpointing_func, layer) if recomputed else layer
+            x, attention, pair = run(x, step, cache[index] if cache else None)
             if step.trace.weights and attention is not None:
                 weights.append(attention)
             if step.trace.cache:

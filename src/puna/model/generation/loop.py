@@ -137,6 +137,8 @@ class TorchForward:
         )
         if not self._padded:
             arguments["attention_mask"] = None  # plain causal order has faster kernels
+        if self._positions is not None and not self._use_cache:
+            arguments["seq_idx"] = torch.zeros_like(arguments["position_ids"])  # one sequence, whatever its positions
         arguments |= {"output_attentions": attentions, "output_hidden_states": hidden_states, **self._extra}
         out: CausalLMOutputWithPast = self._model(**arguments, return_dict=True, logits_to_keep=keep)
         return out
