@@ -11,7 +11,7 @@ import tiktoken
 
 from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
 from puna.errors import TokenizerError
-from puna.tokenizer.files.byte_level import BYTE_TO_CHARACTER, CHARACTER_TO_BYTE
+from puna.tokenizer.files.byte_level import BYTE_TO_CHARACTER, CHARACTER_TO_BYTE, merges_of
 from tests.helpers.vocabularies import CORPUS, random_texts
 
 PATTERN = (
@@ -154,3 +154,32 @@ def test_the_mistral_model_agrees_with_sentencepiece(mistral_model):
         )
         if text:
             assert fast.encode(text) == tokenizer.encode(text)
+
+
+def merges_by_definition(tokens, vocab):
+    """Returns what `merges_of` returns, by looking up both parts at every split of every token."""
+    merges = []
+    for token in tokens:
+        pairs = [(token[:i], token[i:]) for i in range(1, len(token)) if {token[:i], token[i:]} <= vocab.keys()]
+        merges += sorted(pairs, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+    return merges
+
+
+@pytest.mark.parametrize("alphabet", ["ab", "abc\0", "\u00e9\U0001f680\ud800a"])
+def test_merges_are_all_pairs_that_concatenate_to_tokens(alphabet):
+    generator = random.Random(0)
+    found = 0
+    for count in range(200):
+        parts = ["".join(generator.choices(alphabet, k=generator.randint(0, 6))) for _ in range(count % 60)]
+        words = [*dict.fromkeys(parts)]
+        vocab = dict(zip(words, generator.sample(range(1000), len(words)), strict=True))
+        tokens = [*generator.sample(words, generator.randint(0, len(words))), "aab", ""]
+        expected = merges_by_definition(tokens, vocab)
+        assert merges_of(tokens, vocab) == expected
+        found += len(expected)
+    assert found > 500
+
+
+def test_tokens_with_too_many_characters_are_errors():
+    with pytest.raises(TokenizerError, match="has 1025 characters; the limit is 1024"):
+        merges_of(["a" * 1025], {"a": 0})

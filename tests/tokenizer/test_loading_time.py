@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from puna import LlamaTokenizer, LlamaTokenizerFast
+from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
 from puna.tokenizer.files.byte_level import BYTE_TO_CHARACTER
 from puna.tokenizer.sentencepiece.proto import PieceType, write_model
 
@@ -60,3 +61,12 @@ def test_128000_tokens_load_fast(tmp_path):
                 "trim_offsets": True, "use_regex": False}}  # fmt: skip
     (tmp_path / "tokenizer.json").write_text(json.dumps(pipeline))
     assert processor_seconds(lambda: LlamaTokenizerFast.from_pretrained(tmp_path)) < 0.6
+
+
+@pytest.mark.timing
+@pytest.mark.slow
+def test_tiktoken_files_of_128000_tokens_load_fast(tmp_path):
+    tokens = [*(bytes((byte,)) for byte in range(256)), *(word.encode() for word in words(127_770) if len(word) > 1)]
+    lines = (b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens))
+    (tmp_path / "tokenizer.model").write_bytes(b"".join(lines))
+    assert processor_seconds(lambda: load_tokenizer(tmp_path / "tokenizer.model")) < 0.6
