@@ -50,6 +50,19 @@ def test_queries_that_may_attend_to_no_key_have_zero_outputs_and_gradients(
     assert distance(out[:1, :, 2:].float(), expected.float()) <= (1e-6 if dtype == torch.float32 else 1e-2)
 
 
+@pytest.mark.parametrize("past", [0, 3])
+def test_a_mask_without_padding_is_no_mask_on_the_cpu(past: int) -> None:
+    """PyTorch's kernel for plain causal order is faster than kernels with a mask."""
+    x = torch.zeros(2, 4, 1)
+    assert build_mask(torch.ones(2, 4 + past), x, past, explicit=False).causal == (past == 0)
+    padding = torch.ones(2, 4 + past)
+    padding[1, 0] = 0
+    mask = build_mask(padding, x, past, explicit=False)
+    assert not mask.causal
+    assert mask.allowed is not None
+    assert not mask.allowed[1, ..., 0].any() or mask.empty is not None
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_left_padded_batch_trains_without_nan(dtype: torch.dtype) -> None:
     model = LlamaForCausalLM(config_of(num_key_value_heads=2)).to(dtype)

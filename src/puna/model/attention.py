@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from puna.model.checks import check_mask
+from puna.model.checks import allows_all, check_mask
 
 Pair = tuple[Tensor, Tensor]
 """A layer's keys and values, each (B, K, S, E)."""
@@ -57,7 +57,7 @@ class AttentionMask:
 def build_mask(attention_mask: Tensor | None, x: Tensor, past: int, explicit: bool) -> AttentionMask:
     """Returns the mask of the new tokens x, (B, T, D), which follow `past` cached ones.
 
-    The values of a mask never decide which code runs, because reading them would wait for the device.
+    On an accelerator, values never decide which code runs: reading them would wait for it.
 
     Args:
         attention_mask: None; (B, S) with 0 for padding, to which causal order is added; or (B or 1, H or 1, T, S), bool
@@ -71,19 +71,19 @@ def build_mask(attention_mask: Tensor | None, x: Tensor, past: int, explicit: bo
     """
     batch, tokens = x.shape[:2]
     total = past + tokens
+    if attention_mask is not None:
+        check_mask(attention_mask, batch, tokens, total)
+        attention_mask = None if allows_all(attention_mask) else attention_mask.to(x.device)
     if attention_mask is None and not explicit and past == 0:
         return AttentionMask(causal=True)
     if attention_mask is None and tokens == 1:
         return AttentionMask()
-    if attention_mask is not None:
-        check_mask(attention_mask, batch, tokens, total)
-        attention_mask = attention_mask.to(x.device)
-        if attention_mask.dim() == 4 and attention_mask.dtype == torch.bool:
-            return _fill_empty_rows(attention_mask, ~attention_mask)
-        if attention_mask.dim() == 4:
-            # To forbid a key, transformers adds the lowest number of the dtype, or twice that, which is minus infinity.
-            forbidden = attention_mask <= torch.finfo(attention_mask.dtype).min
-            return _fill_empty_rows(attention_mask, forbidden, x.dtype)
+    if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.dtype == torch.bool:
+        return _fill_empty_rows(attention_mask, ~attention_mask)
+    if attention_mask is not None and attention_mask.dim() == 4:
+        # To forbid a key, transformers adds the lowest number of the dtype, or twice that, which is minus infinity.
+        forbidden = attention_mask <= torch.finfo(attention_mask.dtype).min
+        return _fill_empty_rows(attention_mask, forbidden, x.dtype)
     causal = torch.ones(tokens, total, dtype=torch.bool, device=x.device).tril(past)[None, None]  # (1, 1, T, S)
     if attention_mask is None:
         return AttentionMask(causal)

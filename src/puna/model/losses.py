@@ -55,5 +55,5 @@ def next_token_loss(
         targets = targets.masked_fill(targets == ignore_index, IGNORED)
     check_classes(targets, tuple(logits.shape[:2]), logits.shape[2])
     if shift_labels is None:
-        logits, targets = logits[:, :-1], targets[:, 1:]
+        targets = F.pad(targets[:, 1:], (0, 1), value=IGNORED)  # logits[:, :-1] would be copied
     return mean_cross_entropy(logits.flatten(0, 1), targets.flatten(), count=num_items_in_batch)
