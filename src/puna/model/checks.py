@@ -152,14 +152,14 @@ def check_sequences(starts: Any, other: Any, numbers: Any, batch: int, tokens: i
         RequestError: a shape, type or value is invalid, or a sequence continues in the next row.
     """
     if numbers is not None:
-        _check_tensor("seq_idx", numbers)
+        check_tensor("seq_idx", numbers)
         if numbers.shape not in ((batch, tokens), (1, tokens)):
             raise RequestError(
                 f"seq_idx has shape {tuple(numbers.shape)}; it must be (batch, tokens) = {(batch, tokens)}"
             )
     if starts is None:
         return
-    _check_tensor("cu_seq_lens_q", starts)
+    check_tensor("cu_seq_lens_q", starts)
     if starts.dim() != 1 or starts.is_floating_point() or len(starts) < 2:
         raise RequestError(
             f"cu_seq_lens_q has shape {tuple(starts.shape)} and type {starts.dtype}; it must be an integer tensor "
