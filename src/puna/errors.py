@@ -45,6 +45,10 @@ class RequestError(PunaError):
     """A generation request is too long, or an option is out of range or not supported."""
 
 
+class RuleError(RequestError):
+    """A schema, an expression or a grammar for answers is invalid, not supported, or too large."""
+
+
 class ArgumentError(PunaError, TypeError):
     """A function has no argument of this name, or the argument has the wrong type."""
 

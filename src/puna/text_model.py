@@ -172,8 +172,14 @@ class TextModel(LoadedModel):
         continues_prompt: bool,
         options: Options,
         turn_end_ids: frozenset[int] = frozenset(),
+        *,
+        checks_text: bool = True,
     ) -> list[Candidates]:
-        """Returns the answers to be generated for prompts; checks the prompts and the options."""
+        """Returns the answers to be generated for prompts; checks the prompts and the options.
+
+        Args:
+            checks_text: whether the text of an answer is checked too, if its grammar is not sufficient.
+        """
         self._check_open()
         check_language_model(self.path, self._head)
         for note in [] if self._reported else generation_notes(self.generation_config):
@@ -181,7 +187,7 @@ class TextModel(LoadedModel):
         self._reported = True
         stop_ids = self._stop_ids | turn_end_ids
         rule = self._rule(options)
-        return [self._candidates_of(ids, stop_ids, continues_prompt, options, rule) for ids in prompts]
+        return [self._candidates_of(ids, stop_ids, continues_prompt, options, rule, checks_text) for ids in prompts]
 
     def _candidates_of(
         self,
@@ -190,6 +196,7 @@ class TextModel(LoadedModel):
         continues_prompt: bool,
         options: Options,
         rule: AnswerRule | None,
+        checks_text: bool,
     ) -> Candidates:
         """Returns the answers to be generated for one prompt."""
         adapter = self._adapters.for_text(options.get("adapter"))
@@ -207,6 +214,7 @@ class TextModel(LoadedModel):
         )  # fmt: skip
         self._engine.check(request)
         stops = check_stops(settings.stop)
+        rule = rule if checks_text else None
         if stops and rule is not None and not rule.checks_text:
             raise RequestError("stop strings cannot be combined with a grammar that contains special tokens")
         new_answer = functools.partial(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from puna.errors import BackendError, RequestError
+from puna.errors import BackendError, RuleError
 from puna.grammars.keywords import with_keyword
 
 _PROGRAM = """\
@@ -29,7 +29,7 @@ def check_rule(name: str, rule: Mapping[str, Any], special: Sequence[str]) -> No
         special: names of special tokens that the rule may contain.
 
     Raises:
-        RequestError: the rule is invalid, no text follows it, or it is too large.
+        RuleError: the rule is invalid, no text follows it, or it is too large.
         BackendError: the process cannot be started.
     """
     try:
@@ -51,11 +51,11 @@ def check_rule(name: str, rule: Mapping[str, Any], special: Sequence[str]) -> No
         error = answer.removeprefix("error ")
         if name == "json_schema":
             error = with_keyword(error, json.dumps(rule[name]))
-        raise RequestError(f"{name} cannot be used: {error}")
+        raise RuleError(f"{name} cannot be used: {error}")
     if process.returncode >= 0:
         reason = process.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
         raise BackendError(f"the process that checks grammars failed: {''.join(reason) or process.returncode}")
-    raise RequestError(
+    raise RuleError(
         f"{name} is too large: compiling it needs too much {_RESOURCES.get(-process.returncode, 'memory')}; simplify it"
     )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from puna.engine.grammar import Grammar, GrammarState, Masks, Matcher
-from puna.errors import RequestError
+from puna.errors import RuleError
 from puna.grammars.check import check_rule
 from puna.grammars.keywords import with_keyword
 from puna.grammars.library import byte_tokenizer, make_matcher
@@ -42,7 +42,7 @@ class Compiler:
         """Returns a compiled rule.
 
         Raises:
-            RequestError: the rule is invalid, not supported, or too large.
+            RuleError: the rule is invalid, not supported, or too large.
         """
         with self._lock:
             compiled = self._rules.pop(rule, None)
@@ -79,7 +79,7 @@ class AnswerRule:
             prompt_ids: the prompt that the text of the answer continues, or nothing for a chat answer.
 
         Raises:
-            RequestError: no token of the vocabulary can begin the answer.
+            RuleError: no token of the vocabulary can begin the answer.
         """
         return self._after_space if self._vocabulary.removes_space(prompt_ids) else self._plain
 
@@ -124,14 +124,14 @@ class AnswerRule:
         if error is not None:
             if self._rule.kind == "json_schema":
                 error = with_keyword(error, self._rule.text)
-            raise RequestError(f"{self._rule.kind} cannot be used: {error}")
+            raise RuleError(f"{self._rule.kind} cannot be used: {error}")
         return matcher
 
     def _check_start(self, grammar: Grammar) -> Grammar:
         state = GrammarState(grammar, np.zeros(-(-(grammar.size - 1) // 32), np.uint32))
         Masks().compute([state])
         if not (state.allowed.any() or state.accepts):
-            raise RequestError(
+            raise RuleError(
                 f"{self._rule.kind} cannot be used: no token of the model's vocabulary can begin such an answer"
             )
         return grammar

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from puna.errors import RequestError, show
+from puna.errors import RuleError, show
 
 _FURTHER = {"s": r"\x1c-\x1f\x{85}\x{feff}", "w": r"\p{L}\p{M}\p{N}\p{Pc}", "d": r"\p{Nd}"}
 """Characters that some implementations count as \\s, \\w or \\d."""
@@ -27,7 +27,7 @@ def rust_expression(pattern: str) -> str:
     """Returns an expression that matches what an expression of a JSON schema matches.
 
     Raises:
-        RequestError: the expression ends inside a class, or names the control character U+0001.
+        RuleError: the expression ends inside a class, or names the control character U+0001.
     """
     result, index = [], 0
     while index < len(pattern):
@@ -38,7 +38,7 @@ def rust_expression(pattern: str) -> str:
         else:
             text, index = pattern[index], index + 1
         if _LITERAL_HOLE.fullmatch(text):
-            raise RequestError(f"the pattern {show(pattern)} has the control character U+0001, which is not supported")
+            raise RuleError(f"the pattern {show(pattern)} has the control character U+0001, which is not supported")
         result.append(text)
     return "".join(result)
 
@@ -63,7 +63,7 @@ def _class(pattern: str, start: int) -> tuple[str, int]:
         match = _ESCAPE.match(pattern, index)
         item = match[0] if match else pattern[index : index + 1]
         if not item:
-            raise RequestError(f"the pattern {show(pattern)} has a class without an end")
+            raise RuleError(f"the pattern {show(pattern)} has a class without an end")
         index += len(item)
         items.append(item if match else _character(item))
     body = "".join(_ranges(items))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, TypeGuard
 
-from puna.errors import RequestError, show, show_bytes
+from puna.errors import RuleError, show, show_bytes
 from puna.grammars.schemas import supported_form
 
 Kind = Literal["json_schema", "regex", "grammar", "choice"]
@@ -69,18 +69,18 @@ def read_rule(options: Mapping[str, Any]) -> Rule | None:
     """Returns the rule that the options of a request specify; None if there is none.
 
     Raises:
-        RequestError: there are several rules, or a rule has another type or is too large.
+        RuleError: there are several rules, or a rule has another type or is too large.
     """
     values = {name: options[name] for name in OPTIONS if options.get(name) is not None}
     if not values:
         return None
     if len(values) > 1:
-        raise RequestError(f"{' and '.join(values)} are given; an answer can follow only one of {', '.join(OPTIONS)}")
+        raise RuleError(f"{' and '.join(values)} are given; an answer can follow only one of {', '.join(OPTIONS)}")
     ((kind, value),) = values.items()
     text = {"json_schema": _schema, "regex": _regex, "grammar": _grammar, "choice": _choices}[kind](kind, value)
     size = len(_encoded(kind, text))
     if size > MAX_BYTES:
-        raise RequestError(f"{kind} has {show_bytes(size)}; the limit is {show_bytes(MAX_BYTES)}")
+        raise RuleError(f"{kind} has {show_bytes(size)}; the limit is {show_bytes(MAX_BYTES)}")
     return Rule(kind, text)
 
 
@@ -92,14 +92,14 @@ def _schema(name: str, argument: Any) -> str:
         try:
             value = json.loads(value, object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as exc:
-            raise RequestError(f"{name} is not JSON: {exc}") from exc
+            raise RuleError(f"{name} is not JSON: {exc}") from exc
     if not isinstance(value, Mapping):
-        raise RequestError(
+        raise RuleError(
             f"{name} is {show(argument)}; it must be a JSON schema, as a dictionary or JSON text, or True for any "
             "object"
         )
     if "x-guidance" in value:
-        raise RequestError(f"{name} has the key 'x-guidance', which is not a keyword of JSON schemas; remove it")
+        raise RuleError(f"{name} has the key 'x-guidance', which is not a keyword of JSON schemas; remove it")
     try:
         schema = json.loads(json.dumps(value, allow_nan=False, ensure_ascii=False))
         schema = _supported(name, schema)
@@ -107,12 +107,12 @@ def _schema(name: str, argument: Any) -> str:
         numbers: list[int] = []
         json.loads(text, parse_int=lambda digits: numbers.append(int(digits)))
     except (TypeError, ValueError, RecursionError) as exc:
-        if isinstance(exc, RequestError):
+        if isinstance(exc, RuleError):
             raise
-        raise RequestError(f"{name} cannot be written as JSON: {exc}") from exc
+        raise RuleError(f"{name} cannot be written as JSON: {exc}") from exc
     largest = max(map(abs, numbers), default=0)
     if largest > _MAX_INTEGER:  # llguidance rounds such numbers to float64
-        raise RequestError(
+        raise RuleError(
             f"{name} has the number {show(largest)}{_place(schema, largest)}; the largest number that is exact is "
             f"{_MAX_INTEGER}"
         )
@@ -124,8 +124,8 @@ def _supported(name: str, schema: Any) -> Any:
     """Returns a schema as llguidance reads it."""
     try:
         return supported_form(schema)
-    except RequestError as exc:
-        raise RequestError(f"{name} cannot be used: {exc}") from None
+    except RuleError as exc:
+        raise RuleError(f"{name} cannot be used: {exc}") from None
 
 
 def _check_bounds(name: str, schema: Any) -> None:
@@ -140,7 +140,7 @@ def _check_bounds(name: str, schema: Any) -> None:
     near = [("exclusiveMinimum", value) for value in excluded_low & above if value >= 0]
     near += [("exclusiveMaximum", value) for value in excluded_high & below if value <= 0]
     for key, value in near:
-        raise RequestError(
+        raise RuleError(
             f"{name} has {key} {show(value)} and another bound less than 1 from it, which is not supported for an "
             "integer; replace it by an inclusive bound next to it"
         )
@@ -193,7 +193,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise RequestError(f"{name} is {show(value)}; it must be a text that is not empty")
+        raise RuleError(f"{name} is {show(value)}; it must be a text that is not empty")
     return value
 
 
@@ -201,7 +201,7 @@ def _grammar(name: str, value: Any) -> str:
     text = _text(name, value)
     attribute = _ATTRIBUTE.search(text)
     if attribute is not None:
-        raise RequestError(
+        raise RuleError(
             f"{name} has a rule with the attribute {attribute[1]}, which is not supported; remove it, or use the "
             f"option {attribute[1]} of the request"
         )
@@ -222,9 +222,7 @@ def _grammar(name: str, value: Any) -> str:
 def _regex(name: str, value: Any) -> str:
     text = _text(name, value)
     if re.search(r"\(\?[a-zA-Z]*x", text):  # llguidance replaces line ends, which end comments
-        raise RequestError(
-            f"{name} is {show(value)}; the flag x is not supported. Remove it and the spaces and comments"
-        )
+        raise RuleError(f"{name} is {show(value)}; the flag x is not supported. Remove it and the spaces and comments")
     return text
 
 
@@ -232,7 +230,7 @@ def _choices(name: str, value: Any) -> str:
     """Returns a regular expression that matches the choices: for a large number of them, it is faster than a rule."""
     choices = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else ()
     if not choices or not all(isinstance(item, str) and item for item in choices):
-        raise RequestError(f"{name} is {show(value)}; it must be a list of texts, each at least one character")
+        raise RuleError(f"{name} is {show(value)}; it must be a list of texts, each at least one character")
     return "|".join(_escaped(item) for item in dict.fromkeys(choices))
 
 
@@ -245,4 +243,4 @@ def _encoded(name: str, text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as exc:
-        raise RequestError(f"{name} is not valid Unicode: {exc}") from exc
+        raise RuleError(f"{name} is not valid Unicode: {exc}") from exc

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from puna.errors import RequestError
+from puna.errors import RuleError
 from puna.grammars.patterns import rust_expression
 
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
@@ -31,7 +31,7 @@ def supported_form(schema: Any) -> Any:
     """Returns an equal schema with fewer keywords that llguidance does not support.
 
     Raises:
-        RequestError: a pattern is not supported, or an enumeration is empty.
+        RuleError: a pattern is not supported, or an enumeration is empty.
     """
     if not isinstance(schema, dict):
         return schema
@@ -52,7 +52,7 @@ def _supported_value(key: str, value: Any) -> Any:
     if key == "pattern" and isinstance(value, str):
         return rust_expression(value)
     if key == "enum" and value == []:
-        raise RequestError("the keyword 'enum' is an empty list, which no value satisfies")
+        raise RuleError("the keyword 'enum' is an empty list, which no value satisfies")
     if key in _MAPS and isinstance(value, dict):
         names = map(rust_expression, value) if key == "patternProperties" else iter(value)
         return dict(zip(names, map(supported_form, value.values()), strict=True))

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from puna.answer import Candidates, Completion, Delta, PromptProgress
 from puna.async_llm import AsyncLLM
 from puna.engine import Stream, TokenLogprobs
+from puna.grammars.rules import OPTIONS
 from puna.options import Options
 from puna.prompts import ChatArguments, Message, is_messages
 from puna.server.errors import ApiError
+from puna.server.tools.history import needs_tools
+from puna.server.tools.parser import CallArguments, CallStart, Piece, Text
+from puna.server.tools.plan import ToolPlan, make_plan
+from puna.server.tools.toolset import ToolSet
 
 Prompt = str | Sequence[int] | Sequence[Message]
 """A text, token ids, or a conversation for the chat template."""
@@ -35,7 +41,7 @@ class Generation:
         adapter: the adapter's name; None for the base model.
         n: number of answers.
         best_of: number of candidates, of which the best n are returned; not for streams.
-        tools: JSON descriptions of tools, for the chat template.
+        tools: JSON descriptions of tools, for the chat template; those of `tool_set` replace them.
         tool_set: the tools that the answer may call.
         add_generation_prompt: end the prompt with the header of the assistant's answer.
         continue_final_message: continue the last message instead of answering it.
@@ -55,7 +61,7 @@ class Generation:
     n: int = 1
     best_of: int | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
-    tool_set: Any = None
+    tool_set: ToolSet | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -154,11 +160,20 @@ class Running:
     Attributes:
         prompts: the token ids of the prompts.
         on_end: called with the complete answers, and the time of the first text, from `time.monotonic`.
+        ignored: keywords in the schemas of tools that are ignored, as paths.
     """
 
     on_end: Callable[[Sequence[Completion], float | None], None] | None = None
 
-    def __init__(self, candidates: Sequence[Candidates], stream: Stream[tuple[int, Delta | PromptProgress]]) -> None:
+    def __init__(
+        self,
+        candidates: Sequence[Candidates],
+        stream: Stream[tuple[int, Delta | PromptProgress]],
+        plan: ToolPlan | None = None,
+    ) -> None:
+        self.ignored = () if plan is None else plan.ignored
+        count = sum(item.n for item in candidates)
+        self._parsers = [None if plan is None else plan.parser() for _ in range(count)]
         self.prompts = [item.answers[0].request.prompt_ids for item in candidates]
         self._candidates = candidates
         self._stream = stream
@@ -180,10 +195,8 @@ class Running:
             prompt, answer = answers[index]
             for copy in copies:
                 choice = prompt * first.n + copy if first.equal else index
-                if piece.text or piece.ids:
-                    yield TextDelta(choice, piece.text, piece.ids, piece.logprobs)
-                if piece.finish_reason is not None:
-                    yield Finished(choice, piece.finish_reason, answer.stop)
+                for update in self._parsed(choice, piece, answer.stop):
+                    yield update
         self._ended(started)
 
     async def _best(self) -> AsyncIterator[Update]:
@@ -191,8 +204,27 @@ class Running:
         await self._stream.wait_async()
         self._ended(None)
         for choice, completion in enumerate(self.completions):
-            yield TextDelta(choice, completion.text, completion.ids, completion.logprobs or ())
-            yield Finished(choice, completion.finish_reason, completion.stop)
+            delta = Delta(completion.text, completion.ids, completion.logprobs or (), completion.finish_reason)
+            for update in self._parsed(choice, delta, completion.stop):
+                yield update
+
+    def _parsed(self, choice: int, delta: Delta, stop: str | int | None) -> Iterator[Update]:
+        """Yields the updates for a part of an answer. Tokens of calls are in updates without text."""
+        parser, reason = self._parsers[choice], cast(str | None, delta.finish_reason)
+        pieces: list[Piece] = [Text(delta.text)] if parser is None else parser.feed(delta.text)
+        if parser is not None and reason is not None:
+            last, reason = parser.finish(reason)
+            pieces += last
+        text = "".join(piece.text for piece in pieces if isinstance(piece, Text))
+        if text or delta.ids:
+            yield TextDelta(choice, text, delta.ids, delta.logprobs)
+        for piece in pieces:
+            if isinstance(piece, CallStart):
+                yield ToolCallStart(choice, piece.index, piece.id, piece.name)
+            elif isinstance(piece, CallArguments):
+                yield ToolCallArguments(choice, piece.index, piece.text)
+        if reason is not None:
+            yield Finished(choice, cast(FinishReason, reason), stop)
 
     def _ended(self, first: float | None) -> None:
         if self.on_end is not None:
@@ -227,19 +259,61 @@ class Running:
         self._stream.close()
 
 
+_COMPILERS = ThreadPoolExecutor(2, "puna-compile")
+"""Compiles schemas and grammars: one may take seconds, and must not delay requests without them."""
+
+
 async def start(llm: AsyncLLM, generation: Generation) -> Running:
-    """Starts to generate. Texts are encoded and chat templates are rendered in a thread.
+    """Starts to generate. Texts are encoded, and chat templates are rendered, in a thread.
 
     Raises:
         ApiError: the prompt exceeds the context.
         PunaError: an option is invalid, or the chat template refuses the conversation.
     """
-    candidates = await asyncio.to_thread(_candidates, llm, generation)
-    return Running(candidates, llm._runner.stream_batch([answer for item in candidates for answer in item.required]))
+    plan = None
+    if _has_rules(generation):
+        plan = await asyncio.get_running_loop().run_in_executor(_COMPILERS, _plan, llm, generation, llm._rule)
+    candidates = await asyncio.to_thread(_candidates, llm, generation, plan)
+    answers = [answer for item in candidates for answer in item.required]
+    return Running(candidates, llm._runner.stream_batch(answers), plan)
+
+
+def _has_rules(generation: Generation) -> bool:
+    """Returns whether answers follow rules, or the conversation has tools."""
+    if generation.tool_set is not None or any(generation.options.get(name) for name in OPTIONS):
+        return True
+    return is_messages(generation.prompt) and needs_tools(cast(Sequence[Message], generation.prompt))
+
+
+def _plan(llm: AsyncLLM, generation: Generation, compile_rules: Callable[[Options], object]) -> ToolPlan | None:
+    """Returns how an answer with tools is generated, and compiles rules; None without tools."""
+    if not is_messages(generation.prompt):
+        compile_rules(generation.options)
+        return None
+    messages = cast(Sequence[Message], generation.prompt)
+    plan = make_plan(llm.tokenizer, messages, generation.tool_set, generation.options, compile_rules)
+    if plan is None:
+        compile_rules(generation.options)
+    return plan
+
+
+def _planned(generation: Generation, plan: ToolPlan | None) -> Generation:
+    """Returns a request with the conversation and the options of a plan."""
+    if plan is None:
+        return generation
+    shows = plan.tools is not None and plan.form.shows_special
+    return replace(
+        generation,
+        prompt=plan.messages,
+        tools=plan.descriptions,
+        options=plan.options,
+        skip_special_tokens=generation.skip_special_tokens and not shows,
+    )
 
 
 def encode(llm: AsyncLLM, generation: Generation) -> tuple[int, ...]:
     """Returns the token ids of the first prompt."""
+    generation = _planned(generation, _plan(llm, generation, lambda options: None))
     return _encode(llm, generation.prompt, generation)
 
 
@@ -269,8 +343,9 @@ def check_length(llm: AsyncLLM, count: int, generation: Generation) -> int:
     return free
 
 
-def _candidates(llm: AsyncLLM, generation: Generation) -> list[Candidates]:
+def _candidates(llm: AsyncLLM, generation: Generation, plan: ToolPlan | None) -> list[Candidates]:
     """Returns the answers to be generated for each prompt."""
+    generation = _planned(generation, plan)
     is_chat = is_messages(generation.prompt)
     ends = llm._turn_end_ids if is_chat else frozenset()
     continues = generation.continue_final_message or not is_chat
@@ -278,7 +353,7 @@ def _candidates(llm: AsyncLLM, generation: Generation) -> list[Candidates]:
     for prompt in (generation.prompt, *generation.more_prompts):
         ids = _encode(llm, prompt, generation)
         options = _options(generation, check_length(llm, len(ids), generation))
-        (candidates,) = llm._candidates([ids], continues, options, ends)
+        (candidates,) = llm._candidates([ids], continues, options, ends, checks_text=plan is None)
         for index, answer in enumerate(candidates.required):
             answer.use_deltas(generation.progress and index == 0)
         result.append(candidates)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from puna.engine import TokenLogprobs
-from puna.errors import ChatTemplateError, PunaError
+from puna.errors import ChatTemplateError, RuleError
 from puna.server.errors import ApiError
 from puna.server.generation import (
     Finished,
@@ -120,11 +120,25 @@ def shared_arguments(values: Values) -> dict[str, Any]:
 async def start(call: Call, generation: Generation) -> Running:
     """Starts to generate; an error of the chat template names the messages."""
     try:
-        return await call.service.start(generation)
+        running = await call.service.start(generation)
     except ChatTemplateError as exc:
         raise ApiError(400, str(exc), param="messages", code="invalid_value") from exc
-    except PunaError:
-        raise
+    except RuleError as exc:
+        param = _rule_field(call.values)
+        message = str(exc)
+        if param != "tools" and message.startswith("json_schema"):
+            message = param + message.removeprefix("json_schema")
+        raise ApiError(400, message, param=param, code="invalid_value") from exc
+    call.ignored.extend(running.ignored)
+    return running
+
+
+def _rule_field(values: Values) -> str:
+    """Returns the field that prescribes the form of the answer."""
+    if values.get("tools"):
+        return "tools"
+    given = values["response_format"] or {}
+    return "response_format" if given.get("type", "text") != "text" else "structured_outputs"
 
 
 def prompt_logprobs(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from puna.errors import RequestError
+from puna.errors import RuleError
 from puna.grammars.check import check_rule
 from puna.grammars.keywords import keyword_of
 from puna.grammars.rules import OPTIONS, read_rule
@@ -60,10 +60,10 @@ def make_plan(
     """Returns how an answer is generated; None for a conversation without tools.
 
     Args:
-        compile_rules: compiles the rules in options, and raises RequestError if that is not possible.
+        compile_rules: compiles the rules in options, and raises RuleError if that is not possible.
 
     Raises:
-        RequestError: a schema has an unsupported keyword and is strict, or is not valid or too large; or an earlier
+        RuleError: a schema has an unsupported keyword and is strict, or is not valid or too large; or an earlier
             call is malformed.
     """
     if tools is None and not needs_tools(messages):
@@ -77,7 +77,7 @@ def make_plan(
     changed = _with_grammar(options, tools, form, rule)
     try:
         compile_rules(changed)
-    except RequestError:
+    except RuleError:
         functions, ignored = _supported(tools.functions)
         changed = _with_grammar(options, replace(tools, functions=functions), form, rule)
         compile_rules(changed)
@@ -101,7 +101,7 @@ def _text_rule(options: Options) -> str | dict[str, Any] | None:
         schema: Any = options["json_schema"]
         return {"type": "object"} if schema is True else json.loads(schema) if isinstance(schema, str) else dict(schema)
     if rule.kind == "grammar":
-        raise RequestError("a grammar and tools are given; an answer with tools follows a schema, a regex or a choice")
+        raise RuleError("a grammar and tools are given; an answer with tools follows a schema, a regex or a choice")
     expression: str = rule.grammar["lark_grammar"]
     return expression.removeprefix("start: ")
 
@@ -131,9 +131,9 @@ def _supported_schema(path: str, function: Function) -> tuple[dict[str, Any], li
         keyword = keyword_of(error, json.dumps(schema))
         shorter = schema if keyword is None else cast(dict[str, Any], _without(schema, keyword))
         if function.strict or keyword is None or shorter == schema:
-            raise RequestError(f"the function {function.name}: {error.replace('json_schema', path)}")
+            raise RuleError(f"the function {function.name}: {error.replace('json_schema', path)}")
         schema, removed = shorter, [*removed, keyword]
-    raise RequestError(f"{path} of the function {function.name} has too many unsupported keywords")
+    raise RuleError(f"{path} of the function {function.name} has too many unsupported keywords")
 
 
 def _problem(schema: Mapping[str, Any]) -> str | None:
@@ -142,7 +142,7 @@ def _problem(schema: Mapping[str, Any]) -> str | None:
         rule = read_rule({"json_schema": schema})
         assert rule is not None
         check_rule(rule.kind, rule.grammar, ())
-    except RequestError as exc:
+    except RuleError as exc:
         return str(exc)
     return None
 

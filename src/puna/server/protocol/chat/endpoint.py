@@ -125,11 +125,18 @@ class _Chunks:
         async for update in self.running:
             if isinstance(update, PrefillProgress):
                 yield self._encode([], prompt_progress=self._progress(update))
-            else:
+            elif self._is_visible(update):
                 yield self._encode([self._choice(update)])
         if self.shows_usage:
             yield self._encode([], is_last=True)
         yield DONE
+
+    def _is_visible(self, update: Update) -> bool:
+        """Returns whether a chunk shows an update: tokens of calls have no text."""
+        values = self.call.values
+        return not isinstance(update, TextDelta) or bool(
+            update.text or values["logprobs"] or values["return_token_ids"]
+        )
 
     def _choice(self, update: Update) -> dict[str, Any]:
         assert not isinstance(update, PrefillProgress)
