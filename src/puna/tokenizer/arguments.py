@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
@@ -197,3 +197,43 @@ def _as_list(value: Any) -> Any:
         raise TokenizerError(
             f"a {type(value).__name__} is not a sequence of token ids; pass an integer, a list, an array or a tensor"
         ) from None
+
+
+def check_string(text: Any) -> None:
+    """Raises TokenizerError unless an argument is a string."""
+    if not isinstance(text, str):
+        raise TokenizerError(f"text is {show(text)}; it must be a string")
+
+
+def check_vocabulary(model_proto: Any, sp_model_kwargs: Any, added_tokens_decoder: Any) -> None:
+    """Raises TokenizerError if an argument of `LlamaTokenizer` has the wrong type."""
+    if model_proto is not None and not isinstance(model_proto, bytes):
+        raise TokenizerError(f"model_proto is {show(model_proto)}; it must be the bytes of a SentencePiece model")
+    if sp_model_kwargs is not None and not isinstance(sp_model_kwargs, Mapping):
+        raise TokenizerError(f"sp_model_kwargs is {show(sp_model_kwargs)}; it must be a dictionary")
+    check_added_tokens(added_tokens_decoder)
+
+
+def check_added_tokens(added_tokens_decoder: Any) -> None:
+    """Raises TokenizerError unless the argument is a dictionary from ids to added tokens, or None."""
+    tokens = added_tokens_decoder or {}
+    valid = isinstance(tokens, Mapping) and all(
+        isinstance(index, int) and hasattr(token, "content") for index, token in tokens.items()
+    )
+    if not valid:
+        raise TokenizerError(
+            f"added_tokens_decoder is {show(added_tokens_decoder)}; it must be a dictionary from ids to AddedTokens"
+        )
+
+
+def check_training(texts: Any, vocab_size: Any, length: Any, special: Any, names: Any) -> None:
+    """Raises TokenizerError if an argument of `train_new_from_iterator` has the wrong type."""
+    if not isinstance(texts, Iterable) or isinstance(texts, str | bytes):
+        raise TokenizerError(f"text_iterator is {show(texts)}; it must be a list or an iterator of texts")
+    for name, value in (("vocab_size", vocab_size), ("length", length)):
+        if (value is not None or name == "vocab_size") and (not isinstance(value, int) or not 0 <= value < 2**31):
+            raise TokenizerError(f"{name} is {show(value)}; it must be an integer, 0 or greater")
+    if special is not None and not isinstance(special, list | tuple):
+        raise TokenizerError(f"new_special_tokens is {show(special)}; it must be a list of tokens")
+    if names is not None and not isinstance(names, Mapping):
+        raise TokenizerError(f"special_tokens_map is {show(names)}; it must be a dictionary from old to new tokens")

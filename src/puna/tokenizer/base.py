@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from puna.compat.transformers_bases import inherit_when_imported
-from puna.errors import TokenizerError
+from puna.errors import TokenizerError, show
 from puna.tokenizer.arguments import NO_LIMIT, Arguments, CommonArguments, FromPretrained, as_ids, split_hub_arguments
 from puna.tokenizer.calls import batch, lengths
 from puna.tokenizer.calls.encoding import Call, Encoding, Input
@@ -31,6 +31,7 @@ from puna.tokenizer.special import (
     add_special_tokens,
     add_tokens,
     as_added_token,
+    check_types,
 )
 from puna.tokenizer.streams import TextStream
 
@@ -84,6 +85,7 @@ class TokenizerBase(SuperclassInterface):
         other |= {name: values.pop(name) for name in values.keys() - CommonArguments.__optional_keys__}
         self.init_kwargs = values | other
         self._named = {n: as_added_token(values[n], special=True) for n in NAMES if values.get(n) is not None}
+        check_types(values)
         more = other.pop(EXTRA, None) if values.get(ADDITIONAL) is None else values[ADDITIONAL]
         items = more.values() if isinstance(more, Mapping) else more or ()
         self._additional_special_tokens: list[AddedToken] | None = [as_added_token(t, special=True) for t in items]
@@ -242,6 +244,8 @@ class TokenizerBase(SuperclassInterface):
         if isinstance(tokens, str):
             index = self._token_id(tokens)
             return self.unk_token_id if index is None else index
+        if not isinstance(tokens, Iterable) or isinstance(tokens, bytes | Mapping):
+            raise TokenizerError(f"tokens is {show(tokens)}; it must be a token or a list of tokens")
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
@@ -292,6 +296,7 @@ class TokenizerBase(SuperclassInterface):
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
         """Returns one sequence, or a pair, each with BOS and EOS as `add_bos_token` and `add_eos_token` specify."""
+        lengths.check_pair(token_ids_0, token_ids_1)
         bos, eos = self._bos_and_eos()
         second = [] if token_ids_1 is None else bos + list(token_ids_1) + eos
         return bos + list(token_ids_0) + eos + second
@@ -307,6 +312,7 @@ class TokenizerBase(SuperclassInterface):
         already_has_special_tokens: bool = False,
     ) -> list[int]:
         """Returns 1 for a special token (added by `build_inputs_with_special_tokens` or among the ids), else 0."""
+        lengths.check_pair(token_ids_0, token_ids_1)
         if already_has_special_tokens:
             if token_ids_1 is not None:
                 raise TokenizerError("ids that already have special tokens are one sequence; drop token_ids_1")

@@ -12,11 +12,12 @@ from tokenizers import Tokenizer, models, processors
 
 from puna.compat.transformers_bases import inherit_when_imported
 from puna.errors import TokenIdError, TokenizerError, show
+from puna.files import folder_path, path_argument
 from puna.files.tokenizer_json import library_errors, numbering_notes, read_pipeline
-from puna.tokenizer.arguments import SharedArguments, as_ids, common_arguments
+from puna.tokenizer.arguments import SharedArguments, as_ids, check_added_tokens, common_arguments
 from puna.tokenizer.base import TokenizerBase
 from puna.tokenizer.calls.encoding import Call, Encoding, Input
-from puna.tokenizer.calls.lengths import windows
+from puna.tokenizer.calls.lengths import check_pair, windows
 from puna.tokenizer.files import recipes
 from puna.tokenizer.files.config import OWN_IDS
 from puna.tokenizer.huggingface.interface import SlowClass
@@ -87,6 +88,9 @@ class LlamaTokenizerFast(TokenizerBase):
         self.vocab_file = None if vocab_file is None else str(vocab_file)
         self.literal = literal
         self.init_kwargs |= {"add_bos_token": add_bos_token, "add_eos_token": add_eos_token}
+        check_added_tokens(added_tokens_decoder)
+        if tokenizer_object is not None and not isinstance(tokenizer_object, Tokenizer):
+            raise TokenizerError(f"tokenizer_object is {show(tokenizer_object)}; it must be a tokenizers.Tokenizer")
         self._tokenizer = tokenizer_object or _pipeline(vocab_file, None if from_slow else tokenizer_file)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -267,6 +271,7 @@ class LlamaTokenizerFast(TokenizerBase):
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
         """Returns 0 for each id of the first sequence and 1 for each of the second, without special tokens."""
+        check_pair(token_ids_0, token_ids_1)
         return [0] * len(token_ids_0) + [1] * len(token_ids_1 or [])
 
     def _report_unknown(self, arguments: Mapping[str, Any]) -> None:
@@ -275,7 +280,7 @@ class LlamaTokenizerFast(TokenizerBase):
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Returns how many tokens are added to a text or pair."""
-        return self._tokenizer.num_special_tokens_to_add(pair)
+        return self._tokenizer.num_special_tokens_to_add(bool(pair))
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Returns the text of tokens."""
@@ -331,7 +336,7 @@ class LlamaTokenizerFast(TokenizerBase):
 
         model = read_model(Path(self.vocab_file))
         open_model(model, self.vocab_file)  # raises if the file is damaged
-        return (write_model_file(model, Path(save_directory), filename_prefix),)
+        return (write_model_file(model, folder_path(save_directory), filename_prefix),)
 
     def _pipeline_json(self) -> dict[str, Any]:
         """Returns tokenizer.json, with merges as strings if possible: `tokenizers` before 0.20 cannot read pairs."""
@@ -372,13 +377,13 @@ def _add_config_tokens(pipeline: Tokenizer, config_tokens: Mapping[int, AddedTok
 
 def _pipeline(vocab_file: str | Path | None, tokenizer_file: str | Path | None) -> Tokenizer:
     if tokenizer_file is not None:
-        return read_pipeline(Path(tokenizer_file))[0]
+        return read_pipeline(path_argument(tokenizer_file, "tokenizer_file"))[0]
     if vocab_file is None:
         raise TokenizerError("LlamaTokenizerFast needs tokenizer_file or vocab_file, or from_pretrained")
     from puna.tokenizer.sentencepiece.convert import convert_model
     from puna.tokenizer.sentencepiece.engine import read_model
 
-    return convert_model(read_model(Path(vocab_file)), str(vocab_file))
+    return convert_model(read_model(path_argument(vocab_file, "vocab_file")), str(vocab_file))
 
 
 for _module, _name in (  # of transformers 4 and 5

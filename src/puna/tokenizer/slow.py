@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from puna.compat.transformers_bases import inherit_when_imported
 from puna.errors import TokenizerError, show
-from puna.tokenizer.arguments import Behaviour, SharedArguments
+from puna.files import folder_path, path_argument
+from puna.tokenizer.arguments import Behaviour, SharedArguments, check_string, check_vocabulary
 from puna.tokenizer.base import TokenizerBase
 from puna.tokenizer.calls.encoding import Call, Encoding, Input, Text
 from puna.tokenizer.calls.splitting import split_at_tokens, split_pattern
@@ -101,20 +102,20 @@ class LlamaTokenizer(TokenizerBase):
         self.legacy = self.behaviour != "hf"
         if shared.get("split_special_tokens") is None:
             self.split_special_tokens = self.behaviour == "sp"
-        self.vocab_file = None if vocab_file is None else str(vocab_file)
+        self.vocab_file = None if vocab_file is None else str(path_argument(vocab_file, "vocab_file"))
+        check_vocabulary(model_proto, sp_model_kwargs, added_tokens_decoder)
         self.sp_model_kwargs = dict(sp_model_kwargs or {})
         self.init_kwargs |= {
             "vocab_file": self.vocab_file,
-            "add_bos_token": add_bos_token,
-            "add_eos_token": add_eos_token,
             "sp_model_kwargs": self.sp_model_kwargs,
             "spaces_between_special_tokens": spaces_between_special_tokens,
             "legacy": self.legacy,
             "behaviour": self.behaviour,
-            "added_tokens_decoder": dict(added_tokens_decoder or {}),
             "from_slow": from_slow,
             "model_proto": model_proto,
+            "added_tokens_decoder": dict(added_tokens_decoder or {}),
         }
+        self.init_kwargs |= {"add_bos_token": add_bos_token, "add_eos_token": add_eos_token}
         self._set_bos_and_eos(add_bos_token, add_eos_token)
         self.spaces_between_special_tokens = spaces_between_special_tokens
         if model_proto is None and self.vocab_file is None:
@@ -205,6 +206,7 @@ class LlamaTokenizer(TokenizerBase):
     ) -> list[str]:
         """Returns the text as tokens; as in transformers, `add_special_tokens` and other options have no effect."""
         self._report_unknown({name: value for name, value in options.items() if name != "is_split_into_words"})
+        check_string(text)
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         tokens = self._text_tokens(text, split, str)
         return [self._id_token(token) if isinstance(token, int) else token for token in tokens]
@@ -334,7 +336,7 @@ class LlamaTokenizer(TokenizerBase):
 
     def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Writes tokenizer.model into an existing folder; returns its path."""
-        return (write_model_file(self._proto, Path(save_directory), filename_prefix),)
+        return (write_model_file(self._proto, folder_path(save_directory), filename_prefix),)
 
     def _pipeline_json(self) -> dict[str, Any] | None:
         if self.behaviour != "sp":  # the files of transformers 4.34.1 have no tokenizer.json

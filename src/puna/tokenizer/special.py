@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, cast, overload
 
@@ -146,6 +148,8 @@ def add_tokens(self: AnyTokenizer, new_tokens: TokenLike | Sequence[TokenLike], 
     if not new_tokens:
         return 0
     values: Sequence[Any] = new_tokens if isinstance(new_tokens, (list, tuple)) else [new_tokens]
+    if wrong := [token for token in values if not isinstance(token, str) and not hasattr(token, "content")]:
+        raise TokenizerError(f"{show(wrong[0])} is not a token; pass texts or AddedTokens")
     names = set(self.all_special_tokens)
     kept = (
         {} if self.is_fast else self.added_tokens_encoder
@@ -156,6 +160,20 @@ def add_tokens(self: AnyTokenizer, new_tokens: TokenLike | Sequence[TokenLike], 
     if any(not token.content for token in tokens):
         raise TokenizerError("an added token is empty; its text must have at least one character")
     return self._add([as_special(self, token) for token in tokens] if special_tokens else tokens)
+
+
+def check_types(arguments: Mapping[str, Any]) -> None:
+    """Raises TokenizerError if an argument of the constructor has the wrong type."""
+    for name, kinds, text in (
+        ("additional_special_tokens", list | tuple | Mapping, "a list of tokens"),
+        ("model_input_names", list | tuple, "a list of texts"),
+        ("chat_template", str | list | tuple | Mapping, "Jinja source, or a list of named templates"),
+    ):
+        if arguments.get(name) is not None and not isinstance(arguments[name], kinds):
+            raise TokenizerError(f"{name} is {show(arguments[name])}; it must be {text}")
+    length = arguments.get("model_max_length")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, Real) or math.isnan(length)):
+        raise TokenizerError(f"model_max_length is {show(length)}; it must be a number of tokens")
 
 
 def as_special(self: AnyTokenizer, token: AddedToken) -> AddedToken:
@@ -185,6 +203,8 @@ def add_special_tokens(
     replaces = (
         replace_additional_special_tokens if replace_extra_special_tokens is None else replace_extra_special_tokens
     )
+    if not isinstance(special_tokens_dict, Mapping):
+        raise TokenizerError(f"special_tokens_dict is {show(special_tokens_dict)}; it must be a dictionary of tokens")
     added: dict[str, AddedToken] = {}
     for name, value in special_tokens_dict.items():
         if name in (ADDITIONAL, EXTRA) and isinstance(value, (list, tuple)):

@@ -5,14 +5,14 @@ The functions of this module are methods of `TokenizerBase`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from puna.errors import TokenizerError, TokenizerFeatureError
+from puna.errors import TokenizerError, TokenizerFeatureError, show
 from puna.tokenizer.arguments import as_ids, check_text, split_batch, split_pair
 from puna.tokenizer.calls.batch_encoding import BatchEncoding
 from puna.tokenizer.calls.encoding import DEFAULTS, Call, Encoding, Input, SlowColumns, Text
-from puna.tokenizer.calls.lengths import DEPRECATED, check_side, notice, pad_encodings, resolve
+from puna.tokenizer.calls.lengths import DEPRECATED, check_pair, check_side, notice, pad_encodings, resolve
 from puna.tokenizer.special import LOGGER, AnyTokenizer
 from puna.tokenizer.streams import clean_up
 
@@ -163,6 +163,7 @@ def prepare_for_model(
         arguments, options: the arguments of a call from `add_special_tokens` on, without `is_split_into_words`; and
             `prepend_batch_axis`, for tensors of shape (1, tokens) instead of (tokens,).
     """
+    check_pair(ids, pair_ids)
     names = [*(name for name in DEFAULTS if name != "is_split_into_words"), "prepend_batch_axis"]
     values = dict(zip(names, arguments, strict=False)) | options
     axis = values.pop("prepend_batch_axis", False)
@@ -310,4 +311,6 @@ def batch_decode(
     **options: Any,
 ) -> list[str]:
     """Returns the text of each sequence of ids; `options` are those of `decode`."""
+    if not isinstance(sequences, Iterable) or isinstance(sequences, str | bytes | Mapping):
+        raise TokenizerError(f"sequences is {show(sequences)}; it must be a list of lists of token ids")
     return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces, **options) for ids in sequences]

@@ -32,6 +32,29 @@ def notice(self: AnyTokenizer, key: str, message: str) -> None:
     self.deprecation_warnings[key] = True
 
 
+def check_integer(name: str, value: Any, lowest: int) -> None:
+    """Raises TokenizerError unless an argument is an integer, `lowest` or greater, or None."""
+    if value is None:
+        return
+    if isinstance(value, bool | type) or not hasattr(value, "__index__"):
+        raise TokenizerError(f"{name} is {show(value)}; it must be an integer, {lowest} or greater")
+    if value < lowest:
+        raise TokenizerError(f"{name}={show(value)}; it must be at least {lowest}")
+
+
+def check_ids(name: str, ids: Any) -> None:
+    """Raises TokenizerError unless an argument is a list, or another sequence, of token ids."""
+    if isinstance(ids, str | bytes | Mapping) or not hasattr(ids, "__len__") or not hasattr(ids, "__getitem__"):
+        raise TokenizerError(f"{name} is {show(ids)}; it must be a list of token ids")
+
+
+def check_pair(token_ids_0: Any, token_ids_1: Any) -> None:
+    """Raises TokenizerError unless both are lists of token ids; the second may be None."""
+    check_ids("token_ids_0", token_ids_0)
+    if token_ids_1 is not None:
+        check_ids("token_ids_1", token_ids_1)
+
+
 def resolve(self: AnyTokenizer, arguments: Mapping[str, Any]) -> Plan:
     """Returns the plan that the arguments of a call specify, by the rules of transformers.
 
@@ -39,8 +62,8 @@ def resolve(self: AnyTokenizer, arguments: Mapping[str, Any]) -> Plan:
     """
     padding, truncation, max_length = _strategies(arguments)
     multiple_of, verbose = arguments["pad_to_multiple_of"], arguments["verbose"]
-    if max_length is not None and max_length < 1:
-        raise TokenizerError(f"max_length={max_length}; it must be at least 1")
+    for name, lowest in (("max_length", 1), ("stride", 0), ("pad_to_multiple_of", 0)):
+        check_integer(name, max_length if name == "max_length" else arguments[name], lowest)
     if max_length is not None and padding is False and truncation is None:
         truncation = True
         if verbose:
@@ -185,6 +208,9 @@ def truncate_sequences(
         As in transformers, a strategy that cannot remove enough ids is logged, and removes none.
     """
     strategy = _strategy("truncation_strategy", truncation_strategy, TRUNCATION)
+    check_integer("num_tokens_to_remove", num_tokens_to_remove, -(2**63))
+    check_integer("stride", stride, 0)
+    check_pair(ids, pair_ids)
     side, count = check_side("truncation_side", self.truncation_side), num_tokens_to_remove
     if count <= 0:
         return ids, pair_ids, []
@@ -312,6 +338,9 @@ def _as_columns(
 ) -> tuple[dict[str, list[Any]], bool, str | None]:
     """Returns the input of `pad` as columns of rows, whether it was one sequence, and the type of its tensors."""
     raw: dict[str, Any]
+    is_list = isinstance(inputs, list | tuple) and all(isinstance(item, Mapping) for item in inputs)
+    if not is_list and not isinstance(inputs, Mapping):
+        raise TokenizerError(f"encoded_inputs is {show(inputs)}; it must be the result of a call, or a list of results")
     if isinstance(inputs, Mapping):
         raw = dict(inputs)
     else:

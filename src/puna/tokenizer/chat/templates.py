@@ -104,6 +104,10 @@ def default_template(token_id: Callable[[str], int | None], use_default_system_p
 def named_templates(templates: Any) -> Any:
     """Returns a list of {"name": ..., "template": ...} as a dictionary, and other values unchanged."""
     if isinstance(templates, (list, tuple)):
+        if wrong := [
+            item for item in templates if not isinstance(item, Mapping) or not {"name", "template"} <= item.keys()
+        ]:
+            raise ChatTemplateError(f"{show(wrong[0])} is not a template; it must be {{'name': ..., 'template': ...}}")
         return {str(item["name"]): str(item["template"]) for item in templates}
     return templates
 
@@ -189,6 +193,14 @@ def apply_chat_template(
             "return_assistant_tokens_mask needs tokenize=True, return_dict=True, the fast tokenizer and no "
             "continue_final_message"
         )
+    for name, value, kind in (
+        ("tools", tools, Sequence), ("documents", documents, Sequence), ("tokenizer_kwargs", tokenizer_kwargs, Mapping),
+        ("template_variables", template_variables, Mapping),
+    ):  # fmt: skip
+        if value is not None and (not isinstance(value, kind) or isinstance(value, str | bytes)):
+            raise ChatTemplateError(
+                f"{name} is {show(value)}; it must be a {'list' if kind is Sequence else 'dictionary'}"
+            )
     source = self.get_chat_template(chat_template, tools)
     conversations, batched = _conversations(conversation)
     call = {name: more_variables.pop(name) for name in [*more_variables] if name in DEFAULTS}

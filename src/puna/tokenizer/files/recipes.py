@@ -214,8 +214,9 @@ def sniff(path: Path) -> Kind:
         return "tiktoken"
     if head.startswith(b"\n"):  # field 1 of a protobuf message: the first piece
         return "sentencepiece"
+    start = f"begins with {show(head[:16])}" if head else "is empty"
     raise TokenizerError(
-        f"{path} begins with {show(head[:16])}, so it is neither tokenizer.json, a SentencePiece model, Llama 3's "
+        f"{path} {start}, so it is neither tokenizer.json, a SentencePiece model, Llama 3's "
         "tiktoken file nor GGUF; download the file again"
     )
 

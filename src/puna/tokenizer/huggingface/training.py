@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 
 from puna.errors import TokenizerError
+from puna.tokenizer.arguments import check_training
 from puna.tokenizer.special import ADDITIONAL, NAMES, AddedToken, TokenLike, as_added_token
 
 _TRAINERS = {
@@ -64,6 +65,7 @@ def train_new_from_iterator(
         special_tokens_map: old special token to new one.
         kwargs: arguments of the trainer of `tokenizers`.
     """
+    check_training(text_iterator, vocab_size, length, new_special_tokens, special_tokens_map)
     names = dict(special_tokens_map or {})
     state = json.loads(self._tokenizer.to_str())
     added, processor, model = state.pop("added_tokens"), state.pop("post_processor"), state["model"]

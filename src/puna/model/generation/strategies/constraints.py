@@ -121,7 +121,7 @@ class PhrasalConstraint(Constraint):
         return advances, self.completed, not advances
 
     def reset(self) -> None:
-        """Returns to the start of the phrase."""
+        """Returns to the start of the phrase. transformers then takes the first token for given, by mistake."""
         self.completed = False
         self.fulfilled_idx = -1  # index of the last token that was fed
 
