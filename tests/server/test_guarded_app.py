@@ -75,28 +75,37 @@ async def stalled_stream(server):
 def test_metrics_match_the_requests(llm):
     async def main():
         server = Server(llm)
-        prompt = tokens = 0
+        start = await server.metrics()  # the tests share an engine, which has counted before
+        prompt = tokens = cached = 0
         for stream in (False, True, False):
             options = {"include_usage": True} if stream else None
-            reply = await server.chat(stream=stream, stream_options=options, n=2)
+            reply = await server.chat(stream=stream, stream_options=options, ignore_eos=True)
             body = reply.body.decode().strip().split("\n\n")[-2].removeprefix("data: ") if stream else reply.body
             usage = json.loads(body)["usage"]
             prompt, tokens = prompt + usage["prompt_tokens"], tokens + usage["completion_tokens"]
+            cached += usage["prompt_tokens_details"]["cached_tokens"]
+        assert tokens == 12 and cached > 0
+        values = await server.metrics()
+        before = {name: value - start.get(name, 0) for name, value in values.items()}
+        assert before["prompt_tokens_total",] == before["prefix_cache_queries_total",] == prompt
+        assert before["prefix_cache_hits_total",] == cached
+        assert before["generation_tokens_total",] == before["request_generation_tokens_sum",] == tokens
+        assert before["iteration_tokens_total_sum",] >= prompt - cached + tokens - 3
+        for name in ("time_to_first_token_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds",
+                     "request_prefill_time_seconds", "request_decode_time_seconds", "request_prompt_tokens",
+                     "request_generation_tokens", "request_params_n", "request_params_max_tokens"):  # fmt: skip
+            assert before[f"{name}_count",] == 3, name
+        assert before["request_params_n_sum",] == 3 and before["request_params_max_tokens_sum",] == 12
+        assert before["inter_token_latency_seconds_count",] == tokens - 3
+        assert before["request_success_total", "length"] == 3
+        assert before["http_requests_total", "/v1/chat/completions", "200"] == 3
         assert (await server.chat(temperature=9)).status == 400
         assert (await server.get("/nowhere")).status == 404
+        assert (await server.chat(n=2)).status == 200
         values = await server.metrics()
-        assert values["prompt_tokens_total",] == values["prefix_cache_queries_total",] == prompt
-        assert values["generation_tokens_total",] == values["request_generation_tokens_sum",] == tokens
-        finished = sum(value for name, value in values.items() if name[0] == "request_success_total")
-        assert finished == values["request_generation_tokens_count",] == 6
-        for name in ("time_to_first_token_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds",
-                     "request_prompt_tokens", "request_params_n", "request_params_max_tokens"):  # fmt: skip
-            assert values[f"{name}_count",] == 3, name
-        assert values["request_params_n_sum",] == 6 and values["request_params_max_tokens_sum",] == 12
-        assert values["inter_token_latency_seconds_count",] == tokens - 6
-        assert values["http_requests_total", "/v1/chat/completions", "200"] == 3
         assert values["http_requests_total", "/v1/chat/completions", "400"] == 1
         assert values["http_requests_total", "other", "404"] == 1
+        assert values["request_params_n_sum",] == 5 and values["request_generation_tokens_count",] == 5
         assert values["num_requests_running",] == values["num_requests_waiting",] == values["kv_cache_usage_perc",] == 0
         assert values["client_disconnects_total",] == 0
 

@@ -16,7 +16,7 @@ from puna.server.errors import ApiError, api_error
 from puna.server.guard.protect import make_policy, protect
 from puna.server.page import routes as page
 from puna.server.page.files import page_files
-from puna.server.protocol import models
+from puna.server.protocol import models, sagemaker
 from puna.server.protocol.chat import endpoint as chat
 from puna.server.protocol.completions import endpoint as completions
 from puna.server.protocol.endpoint import error_response
@@ -29,7 +29,8 @@ from puna.server.settings import ServerSettings
 log = logging.getLogger("puna.server")
 
 ROUTERS = (
-    chat.router, completions.router, responses.router, messages.router, models.router, health.router, metrics.router,
+    chat.router, completions.router, responses.router, messages.router, models.router, sagemaker.router, health.router,
+    metrics.router,
     page.router,
 )  # fmt: skip
 """Each returns the routes of one interface."""

@@ -6,7 +6,6 @@ No module here knows the names of HTTP fields.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -159,11 +158,11 @@ class Running:
 
     Attributes:
         prompts: the token ids of the prompts.
-        on_end: called with the complete answers, and the time of the first text, from `time.monotonic`.
+        on_end: called when the answers are complete.
         ignored: keywords in the schemas of tools that are ignored, as paths.
     """
 
-    on_end: Callable[[Sequence[Completion], float | None], None] | None = None
+    on_end: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -186,23 +185,21 @@ class Running:
         first = self._candidates[0]
         # Equal answers are generated once.
         copies = range(first.n) if first.equal else range(1)
-        started = None
         async for index, piece in self._stream:
             if isinstance(piece, PromptProgress):
                 yield PrefillProgress(piece.done, piece.total, piece.cached)
                 continue
-            started = started or time.monotonic()
             prompt, answer = answers[index]
             for copy in copies:
                 choice = prompt * first.n + copy if first.equal else index
                 for update in self._parsed(choice, piece, answer.stop):
                     yield update
-        self._ended(started)
+        self._ended()
 
     async def _best(self) -> AsyncIterator[Update]:
         """Yields the best answers, which are known only at the end."""
         await self._stream.wait_async()
-        self._ended(None)
+        self._ended()
         for choice, completion in enumerate(self.completions):
             delta = Delta(completion.text, completion.ids, completion.logprobs or (), completion.finish_reason)
             for update in self._parsed(choice, delta, completion.stop):
@@ -226,9 +223,9 @@ class Running:
         if reason is not None:
             yield Finished(choice, cast(FinishReason, reason), stop)
 
-    def _ended(self, first: float | None) -> None:
+    def _ended(self) -> None:
         if self.on_end is not None:
-            self.on_end(self.completions, first)
+            self.on_end()
 
     @property
     def completions(self) -> list[Completion]:

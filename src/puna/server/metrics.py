@@ -46,7 +46,6 @@ _TOKEN_GAP = (
 _REQUEST = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 _COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 _CHOICES = (1, 2, 5, 10, 20)
-_MASK = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1)
 
 Kind = Literal["gauge", "counter", "histogram"]
 
@@ -98,7 +97,7 @@ ROWS: Mapping[str, _Row] = {
     "disk_cache_evictions": _Row("counter", "Pages that were removed from the disk cache."),
     "disk_cache_rejects": _Row("counter", "Files of the disk cache that were damaged or did not match."),
     "client_disconnects": _Row("counter", "Requests whose client went away before the response was complete."),
-    "structured_mask_seconds": _Row("histogram", "Time per step for the allowed tokens of grammars.", (), _MASK),
+    "structured_mask_seconds": _Row("counter", "Seconds in which the allowed tokens of grammars were computed."),
     "schema_rejects": _Row("counter", "Requests with a schema that was refused, by its keyword.", ("keyword",)),
     "http_requests": _Row("counter", "Responses by route and status.", ("route", "status")),
 }
@@ -156,6 +155,17 @@ class Metrics:
         """Sets a counter to a total that another object counts; a smaller value than before has no effect."""
         child = self._child(name, {})
         child.inc(max(0, value - child._value.get()))
+
+    def set_histogram(self, name: str, counts: Mapping[int, int]) -> None:
+        """Sets a histogram to the numbers of occurrences of values that another object counts."""
+        child = self._child(name, {})
+        bounds = [*ROWS[name].buckets, float("inf")]
+        numbers = dict(counts)
+        for index, bound in enumerate(bounds):
+            low = bounds[index - 1] if index else float("-inf")
+            total = sum(count for value, count in numbers.items() if low < value <= bound)
+            child._buckets[index].set(total)
+        child._sum.set(sum(value * count for value, count in numbers.items()))
 
     def reject_schema(self, keyword: str | None) -> None:
         """Counts a schema that was refused because of a keyword."""

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
-from puna.answer import Completion
-from puna.backend import PAGE
 from puna.engine import Engine
+from puna.server.generation import Generation, Running
 from puna.server.guard.admission import Admission, Ticket
 from puna.server.guard.exchange import Exchange
 
 if TYPE_CHECKING:
     from puna.server.metrics import Metrics
+
+
+_COUNTERS = {
+    "prompt_tokens": "prompt_tokens",
+    "prefix_cache_queries": "prompt_tokens",
+    "prefix_cache_hits": "cached_tokens",
+    "generation_tokens": "generated_tokens",
+    "num_preemptions": "preemptions",
+    "spec_decode_num_drafts": "drafts",
+    "spec_decode_num_draft_tokens": "draft_tokens",
+    "spec_decode_num_accepted_tokens": "accepted_tokens",
+    "structured_mask_seconds": "mask_seconds",
+    "disk_cache_hits": "disk_hits",
+    "disk_cache_bytes": "disk_bytes",
+    "disk_cache_evictions": "disk_evictions",
+    "disk_cache_rejects": "disk_rejects",
+}
+"""Metrics that the engine counts, and the attributes of its `Statistics`."""
 
 
 class Observer:
@@ -38,57 +55,40 @@ class Observer:
         self._engine, self._adapters = engine, adapters
         self.metrics = Metrics(model_name, None if alias is None else f"{alias}:", self._read_counters)
 
-    def answered(
-        self,
-        exchange: Exchange,
-        max_tokens: int | None,
-        completions: Sequence[Completion],
-        first_token: float | None,
-    ) -> None:
-        """Records the complete answers to a prompt.
-
-        Args:
-            exchange: the request.
-            max_tokens: the limit that the request sets.
-            completions: its answers.
-            first_token: when the first part of a streamed answer arrived, from `time.monotonic`.
-        """
-        now = time.monotonic()
-        decode = max(item.decode_seconds for item in completions)
-        first = (now - decode if first_token is None else first_token) - exchange.started
-        tokens, prompt = sum(len(item.ids) for item in completions), len(completions[0].prompt_ids)
-        cached = completions[0].cached_tokens
-        facts = exchange.facts
-        for name, count in (("prompt_tokens", prompt), ("cached_tokens", cached), ("completion_tokens", tokens)):
-            facts[name] = int(facts.get(name, 0)) + count
-        facts.setdefault("first_token_seconds", round(first, 4))
+    def answered(self, exchange: Exchange, generation: Generation, running: Running) -> None:
+        """Records the complete answers of a generation."""
+        completions, usage, limit = running.completions, running.usage, generation.options.get("max_tokens")
+        counts = {"prompt_tokens": usage.prompt, "cached_tokens": usage.cached, "completion_tokens": usage.completion}
+        for name, count in counts.items():
+            exchange.facts[name] = int(exchange.facts.get(name, 0)) + count
+        timings = [item.timing for item in completions if item.timing is not None]
+        first = min((item.first_token for item in timings if item.first_token is not None), default=None)
+        if first is not None:
+            exchange.facts.setdefault("first_token_seconds", round(first - exchange.started, 4))
         metrics = self.metrics
         if metrics is None:
             return
-        metrics.add("prompt_tokens", prompt)
-        metrics.add("prefix_cache_queries", prompt)
-        metrics.add("prefix_cache_hits", cached)
-        metrics.add("generation_tokens", tokens)
-        metrics.observe("request_params_n", len(completions))
-        metrics.observe("request_prompt_tokens", prompt)
-        if max_tokens is not None:
-            metrics.observe("request_params_max_tokens", max_tokens)
-        metrics.observe("time_to_first_token_seconds", first)
-        metrics.observe("e2e_request_latency_seconds", now - exchange.started)
+        metrics.observe("request_params_n", generation.n)
+        for ids in running.prompts:
+            metrics.observe("request_prompt_tokens", len(ids))
+        if isinstance(limit, int):
+            metrics.observe("request_params_max_tokens", limit)
+        if first is not None:
+            metrics.observe("time_to_first_token_seconds", first - exchange.started)
+        metrics.observe("e2e_request_latency_seconds", time.perf_counter() - exchange.started)
         metrics.observe("request_prefill_time_seconds", completions[0].prefill_seconds)
-        metrics.observe("request_decode_time_seconds", decode)
+        metrics.observe("request_decode_time_seconds", max(item.decode_seconds for item in completions))
+        started = min((item.started for item in timings if item.started is not None), default=exchange.started)
+        metrics.observe("request_queue_time_seconds", started - exchange.started)
         for item in completions:
             metrics.add("request_success", finished_reason=item.finish_reason)
             metrics.observe("request_generation_tokens", len(item.ids))
-            gaps = len(item.ids) - 1
-            if gaps > 0:
-                metrics.observe("inter_token_latency_seconds", item.decode_seconds / gaps, gaps)
+        for gap in (gap for item in timings for gap in item.gaps):
+            metrics.observe("inter_token_latency_seconds", gap)
 
     def admitted(self, exchange: Exchange, ticket: Ticket) -> None:
         """Records that a request has left the queue."""
         exchange.facts["queue_seconds"] = round(ticket.waited, 4)
-        if self.metrics is not None:
-            self.metrics.observe("request_queue_time_seconds", ticket.waited)
 
     def responded(self, exchange: Exchange, scope: Scope) -> None:
         """Records the end of an HTTP exchange."""
@@ -103,19 +103,19 @@ class Observer:
         """Sets the metrics that the queue and the engine count."""
         admission, engine = self._admission, self._engine
         assert engine is not None
+        numbers = engine.statistics()
         metrics.set("num_requests_running", len(admission.running))
         metrics.set("num_requests_waiting", len(admission.waiting))
-        pool, scheduler = engine.pool, engine.scheduler
-        metrics.set("kv_cache_usage_perc", 1 - pool.available / pool.pages)
-        metrics.set("cache_config_info", 1, block_size=str(PAGE), num_gpu_blocks=str(pool.pages))
-        metrics.set_total("num_preemptions", scheduler.preemptions)
+        metrics.set("kv_cache_usage_perc", numbers.page_use)
+        metrics.set("cache_config_info", 1, block_size=str(numbers.page_tokens), num_gpu_blocks=str(numbers.pages))
+        for name, attribute in _COUNTERS.items():
+            metrics.set_total(name, getattr(numbers, attribute))
+        metrics.set_histogram("iteration_tokens_total", numbers.steps)
         metrics.set(
-            "lora_requests_info", time.time(), max_lora=str(scheduler.slots),
+            "lora_requests_info", time.time(), max_lora=str(numbers.slots),
             running_lora_adapters=self._adapters_of(admission.running),
             waiting_lora_adapters=self._adapters_of(admission.waiting),
         )  # fmt: skip
-        if pool.disk is not None:
-            metrics.set_total("disk_cache_hits", pool.disk.hits)
 
     def _adapters_of(self, tickets: Iterable[Ticket]) -> str:
         return ",".join(sorted({ticket.model for ticket in tickets} & set(self._adapters)))

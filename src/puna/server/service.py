@@ -6,7 +6,6 @@ import hashlib
 import threading
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -141,8 +140,7 @@ class Service:
         exchange = current_exchange()
         generation = replace(generation, salt=exchange.caller.namespace(generation.salt))
         running = await start(self.llm, generation)
-        limit = generation.options.get("max_tokens")
-        running.on_end = partial(self.observer.answered, exchange, limit if isinstance(limit, int) else None)
+        running.on_end = lambda: self.observer.answered(exchange, generation, running)
         return running
 
     def drain(self) -> None:

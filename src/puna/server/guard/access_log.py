@@ -109,7 +109,7 @@ def log_line(exchange: Exchange, scope: Scope, as_json: bool) -> str:
         "path": scope["path"][:_PATH_CHARACTERS],
         "status": exchange.status or _CLIENT_CLOSED,
         "bytes": exchange.sent,
-        "seconds": round(time.monotonic() - exchange.started, 4),
+        "seconds": round(time.perf_counter() - exchange.started, 4),
         **exchange.facts,
     }
     fields = {name: value for name, value in fields.items() if value is not None}

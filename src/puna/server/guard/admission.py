@@ -52,7 +52,7 @@ class Ticket:
         priority: lower numbers are served first.
         size: number of sequences.
         model: the name of the requested model or adapter; for the metrics.
-        arrived: time of arrival, from `time.monotonic`.
+        arrived: time of arrival, from `time.perf_counter`.
         admitted: time when the request began to run; None while it waits.
     """
 
@@ -68,7 +68,7 @@ class Ticket:
     @property
     def waited(self) -> float:
         """Seconds in the queue."""
-        return (self.admitted or time.monotonic()) - self.arrived
+        return (self.admitted or time.perf_counter()) - self.arrived
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Admission:
             ApiError: 429, if the queue is full or the caller has too many requests; 408 after too long a wait.
         """
         origin = self._origin_name(caller, user)
-        ticket = Ticket(caller, origin, priority, max(1, min(size, self.slots)), model, time.monotonic())
+        ticket = Ticket(caller, origin, priority, max(1, min(size, self.slots)), model, time.perf_counter())
         self._check(ticket)
         self._origins.setdefault(origin, _Origin()).requests += 1
         self._requests[caller] += 1
@@ -140,7 +140,7 @@ class Admission:
             self.free += ticket.size
             self._origins[ticket.origin].running -= ticket.size
             assert ticket.admitted is not None
-            self._seconds += _WEIGHT * (time.monotonic() - ticket.admitted - self._seconds)
+            self._seconds += _WEIGHT * (time.perf_counter() - ticket.admitted - self._seconds)
         elif ticket in self.waiting:
             self.waiting.remove(ticket)
         else:
@@ -189,7 +189,7 @@ class Admission:
             origin = self._origins[ticket.origin]
             origin.running += ticket.size
             origin.served = self._admissions
-            ticket.admitted = time.monotonic()
+            ticket.admitted = time.perf_counter()
             if not ticket.ready.done():
                 ticket.ready.set_result(None)
 

@@ -25,7 +25,7 @@ class Exchange:
     Attributes:
         request_id: the client's `x-request-id` if it is valid, otherwise a new one.
         trace_id: the trace of the client's `traceparent`; None if there is no valid one.
-        started: the time of arrival, from `time.monotonic`.
+        started: the time of arrival, from `time.perf_counter`.
         caller: who sent the request; known after the key was checked.
         status: the status of the response; 0 before there is one.
         sent: bytes of the body that were sent.
@@ -35,7 +35,7 @@ class Exchange:
 
     request_id: str
     trace_id: str | None = None
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.perf_counter)
     caller: Caller = field(default_factory=Caller)
     status: int = 0
     sent: int = 0

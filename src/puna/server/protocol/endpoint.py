@@ -97,7 +97,7 @@ def add_endpoint(
     """
 
     async def endpoint(request: Request) -> Response:
-        return _Response(service, table, handler, request, admitted)
+        return respond(service, table, handler, request, admitted)
 
     limits = service.settings.limits
     content: dict[str, Any] = {"application/json": {"schema": dict(response or {"type": "object"})}}
@@ -144,23 +144,14 @@ class _Response(Response):
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, table, _, request = self._parts
-        response: Response | None
-        try:
+
+        async def answer() -> Response | None:
             service.check_ready()
-            document = await read_document(request, service)
-            values = read(table, document, service.settings)
+            values = read(table, await read_document(request, service), service.settings)
             call = Call(service, values, request, list(values.ignored))
-            response = await cancelled_on_disconnect(receive, self._answer(call), service.settings.request_seconds)
-        except ClientDisconnect:
-            return
-        except Exception as exc:
-            request_id = scope.get("state", {}).get("request_id")
-            error = api_error(exc, request_id)
-            if error.status == 500:
-                log.exception("request failed")
-            response = error_response(error, scope["path"], request_id)
-        if response is not None:
-            await response(scope, receive, send)
+            return await cancelled_on_disconnect(receive, self._answer(call), service.settings.request_seconds)
+
+        await send_result(answer(), scope, receive, send)
 
     async def _answer(self, call: Call) -> Response:
         """Waits in the queue, and answers."""
@@ -183,6 +174,27 @@ def _queue_options(values: Values) -> dict[str, Any]:
         "size": count * max(values.get("n") or 1, values.get("best_of") or 1),
         "model": values.get("model") or "",
     }
+
+
+def respond(service: Service, table: Table, handler: Handler, request: Request, admitted: bool = True) -> Response:
+    """Returns the response of an endpoint to a request; see `add_endpoint`."""
+    return _Response(service, table, handler, request, admitted)
+
+
+async def send_result(work: Awaitable[Response | None], scope: Scope, receive: Receive, send: Send) -> None:
+    """Sends the response that `work` returns, or its error; nothing if the client has disconnected."""
+    try:
+        response = await work
+    except ClientDisconnect:
+        return
+    except Exception as exc:
+        request_id = scope.get("state", {}).get("request_id")
+        error = api_error(exc, request_id)
+        if error.status == 500:
+            log.exception("request failed")
+        response = error_response(error, scope["path"], request_id)
+    if response is not None:
+        await response(scope, receive, send)
 
 
 async def read_document(request: Request, service: Service) -> dict[str, Any]:
