@@ -94,14 +94,12 @@ class Mock:
             pieces = _tokens(" And this is the continuation.")
         total, count = sum(len(_tokens(message["content"])) for message in body["messages"]), 0
         try:
-            if prompt.startswith(("slow", "demo")):
-                for done in range(0, 4000, 1000):
-                    yield _event(
-                        prompt_progress={"total": 4000, "cache": 500, "processed": 500 + done, "time_ms": done}
-                    )
-                    await asyncio.sleep(0.05)
+            if prompt.startswith("slow"):
+                for done in range(500, 4000, 250):
+                    yield _event(prompt_progress={"total": 4000, "cache": 500, "processed": done, "time_ms": done})
+                    await asyncio.sleep(0.06)
             async for chunk in _chunks(body, pieces, pause):
-                count += 1
+                count += 'finish_reason": null' in chunk
                 yield chunk
                 if prompt.startswith("break") and count == 5 and not body.get("continue_final_message"):
                     yield _event(error={"message": "the backend failed", "type": "server_error"})

@@ -65,7 +65,7 @@ def test_hidden_characters_are_shown(person):
 def test_links_show_their_host_and_pass_nothing_on(person):
     person.ask("demo")
     link = person.page.locator(".prose a").first
-    assert link.inner_text() == "the article (en.wikipedia.org)"
+    assert link.inner_text() == "the article\u00a0(en.wikipedia.org)"
     assert link.get_attribute("rel") == "noopener noreferrer nofollow"
     assert link.get_attribute("referrerpolicy") == "no-referrer"
 

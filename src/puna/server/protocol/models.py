@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from puna.server.protocol.endpoint import json_response
+from puna.server.protocol.sampling import sampling_defaults
 from puna.server.service import Service
 
 
@@ -50,4 +51,5 @@ def _card(service: Service, name: str, request: Request) -> dict[str, Any]:
     return {
         "id": name, "object": "model", "created": service.created, "owned_by": "puna", "root": service.name,
         "parent": None if adapter is None else service.name, "max_model_len": longest,
+        "sampling_defaults": sampling_defaults(service),
     }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+from puna.config import GenerationDefaults
 from puna.errors import show
 from puna.options import Options
 from puna.server.errors import ApiError
@@ -54,6 +55,18 @@ def sampling_without(*names: str) -> tuple[Field, ...]:
     return tuple(row for row in SAMPLING if row.name not in names)
 
 
+def sampling_defaults(service: Service) -> dict[str, float]:
+    """Returns the sampling settings of requests that set none.
+
+    A model whose generation configuration does not sample gets OpenAI's temperature, 1.
+    """
+    config = service.llm.generation_config
+    defaults = GenerationDefaults.of(config)
+    names = ("top_p", "top_k", "min_p", "repetition_penalty")
+    temperature = defaults.temperature if config.do_sample else 1.0
+    return {"temperature": temperature, **{name: getattr(defaults, name) for name in names}}
+
+
 def read_options(values: Mapping[str, Any], service: Service) -> Options:
     """Returns the options of `LLM` for the fields of `SAMPLING`."""
     names = (
@@ -61,8 +74,7 @@ def read_options(values: Mapping[str, Any], service: Service) -> Options:
         "min_tokens", "ignore_eos", "stop_token_ids", "allowed_token_ids",
     )  # fmt: skip
     options: Any = {name: values[name] for name in names if values[name] is not None}
-    if "temperature" not in options and not service.llm.generation_config.do_sample:
-        options["temperature"] = 1.0
+    options.setdefault("temperature", sampling_defaults(service)["temperature"])
     if values["top_k"] is not None:
         options["top_k"] = max(0, values["top_k"])
     if values["seed"] is not None:

@@ -25,6 +25,32 @@ export function oncePerFrame(task) {
 /** Milliseconds of a frame that work in slices may take. */
 const BUDGET = 8;
 
+const channel = new MessageChannel();
+/** @type {(() => void)[]} */
+const waiting = [];
+channel.port1.onmessage = () => waiting.shift()?.();
+
+/** Lets the browser draw and handle events first. Timers would do the same, but hidden tabs slow them down. */
+function yieldToBrowser() {
+  return new Promise((resolve) => {
+    waiting.push(() => resolve(undefined));
+    channel.port2.postMessage(null);
+  });
+}
+
+/**
+ * Returns a function to await after each piece of work: it lets the browser run once the pieces have taken 8 ms.
+ * @returns {() => Promise<void>}
+ */
+export function pacer() {
+  let begin = performance.now();
+  return async () => {
+    if (performance.now() - begin < BUDGET) return;
+    await yieldToBrowser();
+    begin = performance.now();
+  };
+}
+
 /**
  * Calls `step` until it returns false, for at most 8 ms per frame.
  * @param {() => boolean} step

@@ -1,6 +1,7 @@
 /** One request for an answer: sends it, reads the stream into the message, measures times. No DOM. */
 
 import { ApiError, streamChat } from "../api.js";
+import { pacer } from "../frames.js";
 import { requestBody } from "../request.js";
 
 /** @typedef {import("../conversation.js").Conversation} Conversation */
@@ -46,7 +47,11 @@ export class Generation {
     delete message.usage;
     this.started = performance.now();
     try {
-      for await (const chunk of streamChat(requestBody(this.conversation, message), this.abort.signal)) this.#read(chunk);
+      const pause = pacer(); // many chunks can arrive at once
+      for await (const chunk of streamChat(requestBody(this.conversation, message), this.abort.signal)) {
+        this.#read(chunk);
+        await pause();
+      }
       message.finish ??= "stop";
     } catch (error) {
       if (this.abort.signal.aborted) {

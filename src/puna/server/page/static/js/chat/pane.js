@@ -2,6 +2,7 @@
 
 import { addMessage, path, select } from "../conversation.js";
 import { h, icon, iconButton } from "../dom.js";
+import { oncePerFrame } from "../frames.js";
 import { visible } from "../markdown/visible.js";
 import { Generation } from "./generation.js";
 import { MessageView } from "./message.js";
@@ -250,7 +251,8 @@ export class Pane {
   async #generate(message, scores) {
     const { app, conversation } = this;
     const announcer = this.label === "B" ? null : app.announcer; // two answers at once cannot be followed by ear
-    const generation = new Generation(conversation, message, scores, () => this.#onupdate(view, announcer));
+    const speak = oncePerFrame(() => announcer?.update(message.content));
+    const generation = new Generation(conversation, message, scores, () => this.#onupdate(view, speak));
     this.generation = generation;
     this.views.delete(message.id);
     const view = new MessageView(this, message);
@@ -267,6 +269,7 @@ export class Pane {
     clearInterval(timer);
     this.generation = view.generation = null;
     view.draw.flush();
+    speak.flush();
     conversation.updated = Date.now();
     await app.library.saveScores(message.id, scores);
     this.drawMessages();
@@ -278,12 +281,12 @@ export class Pane {
 
   /**
    * @param {MessageView} view
-   * @param {import("./announcer.js").Announcer | null} announcer
+   * @param {() => void} speak
    */
-  #onupdate(view, announcer) {
+  #onupdate(view, speak) {
     if (!this.generation) return;
     view.draw();
-    announcer?.update(view.message.content);
+    speak();
     if (performance.now() - this.saved > SAVE_INTERVAL) {
       this.saved = performance.now();
       this.app.save(this.conversation);
@@ -302,7 +305,7 @@ const EXAMPLES = ["Explain a matrix as if I could draw it", "Write a haiku about
 function welcome(pane) {
   const examples = EXAMPLES.map((text) => h("button", { type: "button", class: "example", onclick: () => pane.app.composer.fill(text) }, text));
   const name = pane.model ? visible(pane.model.id) : "the model";
-  return h("div", { class: "welcome" }, h("h1", {}, pane.label ? `Column ${pane.label}` : "What would you like to ask?"),
+  return h("div", { class: "welcome" }, h("h2", {}, pane.label ? `Column ${pane.label}` : "What would you like to ask?"),
     h("p", {}, pane.label ? `Answers of ${name} appear here.` : `You are talking to ${name}. Everything stays between this browser and your server.`),
     pane.label ? null : h("div", { class: "examples" }, icon("send"), ...examples)); // prettier-ignore
 }

@@ -57,5 +57,5 @@ function showTarget(anchor) {
   }
   const text = anchor.textContent ?? "";
   const isAddress = text === anchor.getAttribute("href") || text === target;
-  if (!isAddress) anchor.append(h("span", { class: "link-host" }, ` (${target})`));
+  if (!isAddress) anchor.append(h("span", { class: "link-host" }, `\u00a0(${target})`));
 }

@@ -28,6 +28,9 @@ const FENCE = /^ {0,3}(`{3,}|~{3,})([^\n]*)\n/;
 const SENTENCE_ENDS = /[.!?…][)"'”’]?\s+(?=\p{L})|[。！？](?=\p{L})/gu;
 const SPACES = /\s(?=\p{L})/gu;
 
+/** Types of blocks that are split into blocks of the same type. Lists and tables stay one element. */
+const TEXTS = new Set(["paragraph", "blockquote"]);
+
 /**
  * A list or table of which the first items are final, while the next ones still arrive.
  * @typedef {{type: "list" | "table", ordered: boolean, parent: Element, prefix: string}} Continuation
@@ -121,7 +124,10 @@ export class MarkdownView {
       this.continuation = null;
       return true;
     }
-    const last = tokens.findLastIndex((token) => token.type !== "space");
+    let last = tokens.findLastIndex((token) => token.type !== "space");
+    // A long text is split even if its end has arrived, so that blocks do not depend on the times at which text arrives.
+    const long = tokens.findIndex((token, index) => index < last && TEXTS.has(token.type) && splitBlock(token));
+    if (long >= 0) last = long;
     if (last > 0) {
       const length = lengthOf(tokens.slice(0, last)) - prefix.length;
       this.#show(tokens.slice(0, last));
@@ -133,7 +139,7 @@ export class MarkdownView {
       this.#show(split.tokens);
       const parent = this.continuation?.parent ?? this.#growingParent(tokens[0].type);
       this.#commit(split.length - prefix.length);
-      if (parent && tokens[0].type !== "paragraph" && tokens[0].type !== "blockquote") {
+      if (parent && !TEXTS.has(tokens[0].type)) {
         this.continuation = { type: /** @type {any} */ (tokens[0].type), ordered: Boolean(tokens[0].ordered), parent, prefix: split.prefix ?? "" };
       }
       return true;

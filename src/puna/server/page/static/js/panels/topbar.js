@@ -31,6 +31,7 @@ export class TopBar {
     const { app } = this;
     const compared = app.panes.length > 1;
     this.title.value = app.conversation?.title ?? "";
+    byId("heading").textContent = app.conversation?.title || "New conversation";
     document.title = app.conversation?.title ? `${app.conversation.title} · puna` : "puna";
     this.slot.replaceChildren(...(compared ? [] : app.panes.map((pane) => pane.header)));
     this.compare.hidden = compared;
