@@ -57,7 +57,8 @@ class Options(SamplingOptions, total=False):
     choice: Annotated[Sequence[str] | None, "the answer is one of these texts."]
     speculate: Annotated[
         bool | None,
-        "while the request runs alone, guess tokens from earlier text: the same answer, faster if the text repeats "
+        "while the request runs alone, guess tokens from earlier text (and from `prediction`, also while several "
+        "requests run): the same answer, faster if the text repeats "
         "itself. None: do so with the native backend; with PyTorch, answers may then change by rounding.",
         None,
     ]

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from puna.engine import Engine, Request, Sampling
+from puna.engine.lookup import guess_length
 from puna.engine.prediction import Prediction
+from puna.engine.step_times import StepTimes
 from puna.errors import RequestError
 from puna.native import NativeBackend
 from tests.engine.recorder import Recorder
@@ -92,6 +94,34 @@ def test_a_prediction_changes_neither_tokens_nor_log_probabilities(backend, name
     for slots, chunk in ((4, 512), (3, 2)):
         batch, _, _ = run(backend, [*requests, request], slots, chunk)
         assert batch == [alone] * (len(requests) + 1)
+
+
+def test_several_requests_with_predictions_share_steps(backend):
+    requests = [Request((1, 2, number), LENGTH, replace(ANSWERS["sampled"], seed=number)) for number in range(4)]
+    plain, _, plain_steps = run(backend, requests, 4)
+    predicted = [
+        replace(request, speculate=True, prediction=tuple(token for token, _ in tokens))
+        for request, tokens in zip(requests, plain, strict=True)
+    ]
+    tokens, engine, steps = run(backend, predicted, 4)
+    assert tokens == plain
+    assert steps < plain_steps / 4
+    assert engine.counters.accepted_tokens > LENGTH * 3
+    half = [*predicted[:2], *requests[2:]]  # the requests without predictions guess nothing
+    tokens, engine, _ = run(backend, half, 4)
+    assert tokens == plain
+    assert 0 < engine.counters.accepted_tokens < 2 * LENGTH
+
+
+def test_guesses_for_one_request_do_not_delay_the_others_too_much():
+    times = StepTimes()
+    for tokens, seconds in ((4, 1.0), (8, 1.5), (16, 2.5), (24, 3.5), (32, 8.0)):
+        for _ in range(3):
+            times.record(tokens, 0, seconds)
+    assert guess_length(0.99, 31, times, 4, 4.0) == 20
+    assert guess_length(0.99, 31, times, 4, 4.0, limit=2.0) == 4
+    assert guess_length(0.99, 31, times, 4, 4.0, limit=1.2) == 0
+    assert guess_length(0.1, 31, times, 4, 4.0) == 0
 
 
 def test_the_counts_of_a_prediction_depend_neither_on_the_batch_nor_on_speculation(backend):

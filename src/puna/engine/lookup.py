@@ -72,26 +72,37 @@ class Lookup:
             self._match = self._match + 1 if correct else None
 
 
-def guess_length(accuracy: float, longest: int, times: StepTimes) -> int:
-    """Returns the length of a guess that maximises the expected tokens per second of a step with one request.
+def guess_length(
+    accuracy: float,
+    longest: int,
+    times: StepTimes,
+    tokens: int = 1,
+    expected: float = 1.0,
+    limit: float = float("inf"),
+) -> int:
+    """Returns the length of a guess that maximises the expected tokens per second of a step.
 
-    The time of a step without a guess must be known from a recent step; otherwise the length is 0.
+    The time of a step that guesses nothing must be known from a recent step; otherwise the length is 0.
 
     Args:
         accuracy: the chance that a guessed token is correct if those before it are.
         longest: maximum length.
+        tokens, expected: number of other tokens of the step, with other guesses; how many new tokens they will give.
+        limit: maximum seconds of the step.
     """
     chances = [accuracy**length for length in range(1, longest + 1)]
-    if sum(chances) < MIN_GAIN - 1 or not (plain := times.plain(1)):
+    plain = times.plain(tokens) if tokens == expected else times.predict(tokens)
+    if sum(chances) < (MIN_GAIN - 1) * expected or not plain:
         return 0
-    best, result = MIN_GAIN / plain, 0
-    for tokens in _efficient_counts(longest + 1):
-        rate = (1 + sum(chances[: tokens - 1])) / max(plain, times.predict(tokens))
-        if rate > best:
-            best, result = rate, tokens - 1
+    best, result = MIN_GAIN * expected / plain, 0
+    for count in _efficient_counts(tokens, tokens + longest):
+        seconds = max(plain, times.predict(count))
+        rate = (expected + sum(chances[: count - tokens])) / seconds
+        if rate > best and seconds <= limit:
+            best, result = rate, count - tokens
     return result
 
 
-def _efficient_counts(last: int) -> list[int]:
-    """Returns the numbers of tokens up to `last` that fill tiles. Few numbers need few measured times."""
-    return [count for count in (2, 4, *range(TILE, last + 1, TILE)) if count <= last]
+def _efficient_counts(first: int, last: int) -> list[int]:
+    """Returns the numbers of tokens after `first` up to `last` that fill tiles. Few numbers need few measured times."""
+    return [count for count in (2, 4, *range(TILE, last + 1, TILE)) if first < count <= last]

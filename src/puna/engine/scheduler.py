@@ -13,7 +13,7 @@ from puna.engine.prediction import Prediction
 from puna.engine.prefixes import RecentSequences
 from puna.engine.request import Request
 from puna.engine.sampling import Sampler
-from puna.engine.step_times import StepTimes
+from puna.engine.step_times import MAX_SLOWDOWN, StepTimes
 
 
 @dataclass
@@ -77,6 +77,11 @@ class RunningRequest:
         virtual = self.request.virtual_tokens
         end = self.computed + limit
         return tuple(self.tokens[self.computed : min(end, virtual) if self.computed < virtual else end])
+
+    @property
+    def predicts(self) -> bool:
+        """Whether a prediction has the next token."""
+        return self.prediction is not None and bool(self.prediction.guess(1))
 
     def guess(self, space: int) -> tuple[tuple[int, ...], float]:
         """Returns up to `space` tokens that may follow the last generated one, and the chance that each is right."""
@@ -186,14 +191,14 @@ class Scheduler:
     def plan(self) -> list[tuple[RunningRequest, tuple[int, ...]]]:
         """Returns (request, tokens) for a step, and takes pages for these tokens.
 
-        A step has one token of each request that is decoding, and some tokens of the requests that are reading. If only
-        one request runs, it also has guesses of the next tokens.
+        A step has one token of each request that is decoding, and some tokens of the requests that are reading. If none
+        is reading, it may also have guesses of the next tokens.
         """
         steps = []
         decoding = [active for active in self.running.values() if not active.reading]
         reading = len(self.running) - len(decoding)
         budget = self.times.budget(len(decoding), reading, self.chunk) if decoding and reading else self.chunk
-        guess = self._guess(decoding[0]) if len(self.running) == len(decoding) == 1 else ()
+        guesses = {} if reading else self._guesses(decoding)
         in_progress: dict[Identity, list[tuple[int, ...]]] = {}  # tokens of pages that this step computes
         for active in self._ordered():
             if active.request_id not in self.running:  # preempted by a request before it
@@ -203,7 +208,7 @@ class Scheduler:
             if reads:
                 tokens = active.next_known(budget)
             elif not active.reading:
-                tokens = (active.tokens[-1], *guess)
+                tokens = (active.tokens[-1], *guesses.get(active.request_id, ()))
             if tokens and self._reserve(active, active.computed + len(tokens)):
                 steps.append((active, tokens))
                 budget -= len(tokens) if reads else 0
@@ -277,16 +282,26 @@ class Scheduler:
             active.computed = max(active.computed, end)
         return has_read
 
-    def _guess(self, active: RunningRequest) -> tuple[int, ...]:
-        """Returns the tokens that a step guesses for its only request.
+    def _guesses(self, decoding: list[RunningRequest]) -> dict[int, tuple[int, ...]]:
+        """Returns the tokens that a step guesses, by request. All running requests are decoding.
 
-        Steps with several requests guess nothing: the requests already share the time of reading the weights, and the
-        measured gain was below zero for texts that do not repeat themselves (benchmarks/NOTES.md).
+        Without a prediction, only a request that runs alone guesses: several requests already share the time of reading
+        the weights, and the measured gain was below zero for texts that do not repeat themselves (benchmarks/NOTES.md).
+        Guesses for one request must not delay the others more than the prompt of another request may.
         """
-        if active.lookup is None:
-            return ()
-        guess, accuracy = active.guess(self._space(active) - 1)
-        return guess[: guess_length(accuracy, len(guess), self.times)]
+        guesses: dict[int, tuple[int, ...]] = {}
+        tokens, expected = len(decoding), float(len(decoding))
+        limit = MAX_SLOWDOWN * (self.times.plain(tokens) or 0.0) if tokens > 1 else float("inf")
+        for active in decoding:
+            if active.lookup is None or (len(decoding) > 1 and not active.predicts):
+                continue
+            guess, accuracy = active.guess(self._space(active) - 1)
+            length = guess_length(accuracy, len(guess), self.times, tokens, expected, limit)
+            if length:
+                guesses[active.request_id] = guess[:length]
+                tokens += length
+                expected += sum(accuracy**count for count in range(1, length + 1))
+        return guesses
 
     def _space(self, active: RunningRequest) -> int:
         """Returns how many tokens fit in a request's pages; in one more page if there are enough for all requests."""
