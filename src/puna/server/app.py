@@ -22,6 +22,7 @@ from puna.server.protocol.completions import endpoint as completions
 from puna.server.protocol.endpoint import error_response
 from puna.server.protocol.messages import endpoint as messages
 from puna.server.protocol.responses import endpoint as responses
+from puna.server.protocol.scoring import decisions, embeddings, labels, likelihoods, tokens
 from puna.server.routes import health, metrics
 from puna.server.service import Service
 from puna.server.settings import ServerSettings
@@ -30,8 +31,7 @@ log = logging.getLogger("puna.server")
 
 ROUTERS = (
     chat.router, completions.router, responses.router, messages.router, models.router, sagemaker.router, health.router,
-    metrics.router,
-    page.router,
+    metrics.router, page.router, embeddings.router, labels.router, likelihoods.router, decisions.router, tokens.router,
 )  # fmt: skip
 """Each returns the routes of one interface."""
 

@@ -17,7 +17,7 @@ def read_tools(values: Values) -> ToolSet | None:
     Raises:
         ApiError: 400, if two functions have one name, or `tool_choice` names a function that the request does not have.
     """
-    functions = tuple(_function(tool["function"]) for tool in values["tools"] or ())
+    functions = tuple(function_of(tool["function"]) for tool in values["tools"] or ())
     names = [function.name for function in functions]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
@@ -34,7 +34,8 @@ def read_tools(values: Values) -> ToolSet | None:
     return ToolSet(functions, mode, allowed, values["parallel_tool_calls"])
 
 
-def _function(values: Mapping[str, Any]) -> Function:
+def function_of(values: Mapping[str, Any]) -> Function:
+    """Returns a function of the field `tools`."""
     return Function(values["name"], values["parameters"], values["strict"], values["description"] or "")
 
 

@@ -1,0 +1,124 @@
+"""JSON schemas of responses, for OpenAPI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+WHOLE: Schema = {"type": "integer"}
+NUMBER: Schema = {"type": "number"}
+
+
+def array(item: Schema) -> Schema:
+    """Returns the schema of an array."""
+    return {"type": "array", "items": item}
+
+
+def optional(schema: Schema) -> Schema:
+    """Returns the schema of a value that may be null."""
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def record(required: dict[str, Schema], others: dict[str, Schema] | None = None) -> Schema:
+    """Returns the schema of an object without further fields."""
+    return {
+        "type": "object", "properties": {**required, **(others or {})}, "required": list(required),
+        "additionalProperties": False,
+    }  # fmt: skip
+
+
+ERROR = record(
+    {
+        "error": record(
+            {"message": TEXT, "type": TEXT, "param": optional(TEXT), "code": optional(TEXT)},
+        )
+    }
+)
+"""OpenAI's errors."""
+
+ANTHROPIC_ERROR = record(
+    {"type": {"const": "error"}, "error": record({"type": TEXT, "message": TEXT}), "request_id": optional(TEXT)}
+)
+
+USAGE = record(
+    {
+        "prompt_tokens": WHOLE, "completion_tokens": WHOLE, "total_tokens": WHOLE,
+        "prompt_tokens_details": record({"cached_tokens": WHOLE, "cache_write_tokens": WHOLE}),
+        "completion_tokens_details": record({
+            "reasoning_tokens": WHOLE, "accepted_prediction_tokens": WHOLE, "rejected_prediction_tokens": WHOLE,
+        }),
+    }
+)  # fmt: skip
+
+_TOKEN = {"token": TEXT, "logprob": NUMBER, "bytes": array(WHOLE)}
+_PROMPT_LOGPROBS = optional(array({"type": ["object", "null"]}))
+_PROMPT_IDS = array(WHOLE)
+
+_MESSAGE = record(
+    {
+        "role": {"const": "assistant"}, "content": {"type": ["string", "null"]}, "refusal": {"type": "null"},
+        "annotations": array({}),
+    },
+    {"tool_calls": array(record({
+        "id": TEXT, "type": {"const": "function"}, "function": record({"name": TEXT, "arguments": TEXT}),
+    }))},
+)  # fmt: skip
+
+CHAT_COMPLETION = record(
+    {
+        "id": TEXT, "object": {"const": "chat.completion"}, "created": WHOLE, "model": TEXT, "system_fingerprint": TEXT,
+        "choices": array(record({
+            "index": WHOLE, "message": _MESSAGE,
+            "logprobs": optional(record({
+                "content": array(record({**_TOKEN, "top_logprobs": array(record(_TOKEN))})),
+                "refusal": {"type": "null"},
+            })),
+            "finish_reason": {"enum": ["stop", "length", "tool_calls", "content_filter"]},
+        }, {"token_ids": array(WHOLE)})),
+        "usage": USAGE,
+    },
+    {
+        "service_tier": {"const": "default"}, "metadata": {"type": "object"}, "prompt_logprobs": _PROMPT_LOGPROBS,
+        "prompt_token_ids": _PROMPT_IDS, "timings": {"type": "object"},
+    },
+)  # fmt: skip
+
+TEXT_COMPLETION = record(
+    {
+        "id": TEXT, "object": {"const": "text_completion"}, "created": WHOLE, "model": TEXT, "system_fingerprint": TEXT,
+        "choices": array(record({
+            "index": WHOLE, "text": TEXT,
+            "logprobs": optional(record({
+                "tokens": array(TEXT), "token_logprobs": array({"type": ["number", "null"]}),
+                "top_logprobs": array({"type": ["object", "null"]}), "text_offset": array(WHOLE),
+            })),
+            "finish_reason": {"enum": ["stop", "length", "content_filter"]},
+        }, {"token_ids": array(WHOLE), "prompt_token_ids": _PROMPT_IDS, "prompt_logprobs": _PROMPT_LOGPROBS})),
+        "usage": USAGE,
+    }
+)  # fmt: skip
+
+MODEL = record(
+    {
+        "id": TEXT, "object": {"const": "model"}, "created": WHOLE, "owned_by": TEXT, "root": TEXT,
+        "parent": optional(TEXT), "max_model_len": WHOLE,
+    },
+    {"defaults": {"type": "object"}},
+)  # fmt: skip
+
+_ANTHROPIC_MODEL = {
+    "type": "object",
+    "properties": {"type": {"const": "model"}, "id": TEXT},
+    "required": ["type", "id"],
+}
+
+ANY_MODEL: Schema = {"anyOf": [MODEL, _ANTHROPIC_MODEL]}
+
+MODELS: Schema = {
+    "anyOf": [
+        record({"object": {"const": "list"}, "data": array(MODEL), "models": array({})}),
+        record({"data": array(_ANTHROPIC_MODEL), "has_more": {"const": False}, "first_id": TEXT, "last_id": TEXT}),
+    ]
+}
