@@ -106,6 +106,30 @@ def test_system_prompt(sdk: Any) -> None:
     assert create(sdk, input=[hello]).usage.input_tokens < response.usage.input_tokens
 
 
+def test_tool_calling(sdk: Any) -> None:
+    response = create(sdk, input="What is the weather?", tools=[WEATHER], tool_choice="required", max_output_tokens=200)
+    (call,) = response.output
+    assert (call.type, call.name, call.status) == ("function_call", "get_weather", "completed")
+    assert response.status == "completed" and response.tools[0].name == "get_weather"
+    history = [
+        text_of("user", "What is the weather?"),
+        call.model_dump(exclude_none=True),
+        {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"},
+    ]
+    assert create(sdk, input=history, tools=[WEATHER]).usage.input_tokens > response.usage.input_tokens
+
+
+def test_tool_calling_streaming(sdk: Any) -> None:
+    fields = {"input": "What is the weather?", "tools": [WEATHER], "tool_choice": "required", "max_output_tokens": 200}
+    events = create(sdk, stream=True, **fields)
+    (added,) = [event for event in events if event.type == "response.output_item.added"]
+    deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    (done,) = [event for event in events if event.type == "response.function_call_arguments.done"]
+    assert added.item.type == "function_call" and added.item.arguments == "" and added.item.status == "in_progress"
+    assert "".join(deltas) == done.arguments == create(sdk, **fields).output[0].arguments and len(deltas) > 1
+    assert events[-1].type == "response.completed"
+
+
 def test_image_input_is_refused(sdk: Any) -> None:
     image = {"type": "input_image", "image_url": "data:image/png;base64,iVBORw0KGgo="}
     with pytest.raises(openai.BadRequestError) as error:
@@ -171,6 +195,8 @@ def test_tools_of_other_types_are_skipped(sdk: Any) -> None:
         ({"metadata": {str(index): "" for index in range(17)}}, "metadata"),
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice"),
         ({"tools": [WEATHER, WEATHER]}, "tools"),
+        ({"tools": [{**WEATHER, "strict": True, "parameters": {"$ref": "x"}}]}, "tools"),
+        ({"text": {"format": {"type": "json_schema", "name": "n", "schema": {"not": {}}}}}, "text.format"),
         ({"extra_body": {"colour": 1}}, "colour"),
     ],
 )

@@ -44,9 +44,9 @@ def test_a_tool_round_trip(address: str, model: Any) -> None:
     answer = chat.bind_tools([get_weather], tool_choice="any").invoke([question])
     assert answer.tool_calls
     results = [ToolMessage(get_weather(**call["args"]), tool_call_id=call["id"]) for call in answer.tool_calls]
-    final = (
-        model(address, max_tokens=8).bind_tools([get_weather], tool_choice="none").invoke([question, answer, *results])
-    )
+    text_only = {"type": "none"} if model is anthropic_model else "none"
+    chat = model(address, max_tokens=8).bind_tools([get_weather], tool_choice=text_only)
+    final = chat.invoke([question, answer, *results])
     assert final.text and not final.tool_calls
     assert final.usage_metadata["input_token_details"]["cache_read"] > 0
 

@@ -19,12 +19,12 @@ class Answer(BaseModel):
     city: City
 
 
-@pytest.mark.parametrize("mode", ["TOOLS", "JSON_SCHEMA", "RESPONSES_TOOLS", "ANTHROPIC_TOOLS"])
+@pytest.mark.parametrize("mode", ["TOOLS", "JSON_SCHEMA", "RESPONSES_TOOLS", "ANTHROPIC"])
 def test_instructor(address: str, mode: str) -> None:
     instructor = pytest.importorskip("instructor")
-    chosen = instructor.Mode[mode]
+    chosen = instructor.Mode["TOOLS" if mode == "ANTHROPIC" else mode]
     messages = [{"role": "user", "content": QUESTION}]
-    if mode == "ANTHROPIC_TOOLS":
+    if mode == "ANTHROPIC":
         anthropic = pytest.importorskip("anthropic")
         client = instructor.from_anthropic(anthropic.Anthropic(base_url=address, api_key="x"), mode=chosen)
         answer = client.messages.create(model=MODEL, max_tokens=100, messages=messages, response_model=Answer)
@@ -42,25 +42,27 @@ def test_instructor(address: str, mode: str) -> None:
 def test_pydantic_ai(address: str, kind: str) -> None:
     pytest.importorskip("pydantic_ai")
     from pydantic_ai import Agent
-
-    agent = Agent(_pydantic_model(address, kind), output_type=Answer, model_settings={"max_tokens": 100})
-    result = agent.run_sync(QUESTION)
-    assert result.output.city in CITIES and result.usage().output_tokens > 0
-
-
-def _pydantic_model(address: str, kind: str) -> Any:
-    if kind == "anthropic":
-        from pydantic_ai.models.anthropic import AnthropicModel
-        from pydantic_ai.providers.anthropic import AnthropicProvider
-
-        anthropic = pytest.importorskip("anthropic")
-        client = anthropic.AsyncAnthropic(base_url=address, api_key="x")
-        return AnthropicModel(MODEL, provider=AnthropicProvider(anthropic_client=client))
+    from pydantic_ai.models.anthropic import AnthropicModel
     from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+    from pydantic_ai.providers.anthropic import AnthropicProvider
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    model = OpenAIChatModel if kind == "chat" else OpenAIResponsesModel
-    return model(MODEL, provider=OpenAIProvider(base_url=f"{address}/v1", api_key="x"))
+    async def run(model: Any) -> Any:
+        agent = Agent(model, output_type=Answer, model_settings={"max_tokens": 200})
+        async with model.client:
+            return await agent.run(QUESTION)
+
+    if kind == "anthropic":
+        anthropic = pytest.importorskip("anthropic")
+        client = anthropic.AsyncAnthropic(base_url=address, api_key="x")
+        result = asyncio.run(run(AnthropicModel(MODEL, provider=AnthropicProvider(anthropic_client=client))))
+    else:
+        openai = pytest.importorskip("openai")
+        provider = OpenAIProvider(openai_client=openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="x"))
+        result = asyncio.run(
+            run((OpenAIChatModel if kind == "chat" else OpenAIResponsesModel)(MODEL, provider=provider))
+        )
+    assert result.output.city in CITIES and result.usage.output_tokens > 0
 
 
 @pytest.mark.parametrize("kind", ["chat", "responses"])
@@ -76,20 +78,23 @@ def test_openai_agents(address: str, kind: str) -> None:
         called.append(city)
         return get_weather(city)
 
-    client = openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="x")
-    model = agents.OpenAIChatCompletionsModel if kind == "chat" else agents.OpenAIResponsesModel
-    agent = agents.Agent(
-        name="weather", instructions="Be brief.", tools=[weather], model=model(MODEL, client),
-        model_settings=agents.ModelSettings(tool_choice="required", temperature=0, max_tokens=60),
-    )  # fmt: skip
-    result = asyncio.run(agents.Runner.run(agent, QUESTION, max_turns=4))
+    async def run() -> Any:
+        async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="x") as client:
+            model = agents.OpenAIChatCompletionsModel if kind == "chat" else agents.OpenAIResponsesModel
+            agent = agents.Agent(
+                name="weather", instructions="Be brief.", tools=[weather], model=model(MODEL, client),
+                model_settings=agents.ModelSettings(tool_choice="required", temperature=0, max_tokens=200),
+            )  # fmt: skip
+            return await agents.Runner.run(agent, QUESTION, max_turns=4)
+
+    result = asyncio.run(run())
     assert called and set(called) <= set(CITIES) and isinstance(result.final_output, str)
 
 
 def test_llm(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("llm")
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
     monkeypatch.setenv("LLM_LOAD_PLUGINS", "")  # other packages of the environment may be plugins
+    pytest.importorskip("llm")
     entry = [
         f"- model_id: puna\n  model_name: {MODEL}\n  api_base: {address}/v1\n  supports_schema: true\n",
         f"- model_id: puna-text\n  model_name: {MODEL}\n  api_base: {address}/v1\n  completion: true\n",

@@ -117,12 +117,17 @@ def shared_arguments(values: Values) -> dict[str, Any]:
     }
 
 
+_FORMAT_FIELDS = (("response_format", None), ("text", "format"), ("output_config", "format"), ("output_format", None))
+"""The fields of the endpoints that prescribe the form of the answer by a type, and the fields inside them."""
+
+
 async def start(call: Call, generation: Generation) -> Running:
     """Starts to generate; an error of the chat template names the messages."""
     try:
         running = await call.service.start(generation)
     except ChatTemplateError as exc:
-        raise ApiError(400, str(exc), param="messages", code="invalid_value") from exc
+        param = "input" if "input" in call.values else "messages"
+        raise ApiError(400, str(exc), param=param, code="invalid_value") from exc
     except RuleError as exc:
         param = _rule_field(call.values)
         message = str(exc)
@@ -137,8 +142,13 @@ def _rule_field(values: Values) -> str:
     """Returns the field that prescribes the form of the answer."""
     if values.get("tools"):
         return "tools"
-    given = values["response_format"] or {}
-    return "response_format" if given.get("type", "text") != "text" else "structured_outputs"
+    for name, inner in _FORMAT_FIELDS:
+        given = values.get(name) or {}
+        if inner is not None:
+            given = given.get(inner) or {}
+        if given.get("type", "text") != "text":
+            return name if inner is None else f"{name}.{inner}"
+    return "structured_outputs"
 
 
 def prompt_logprobs(

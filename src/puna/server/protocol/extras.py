@@ -49,6 +49,9 @@ SHARED = (
 )  # fmt: skip
 """The rows of chat and completions."""
 
+QUEUE = tuple(row for row in SHARED if row.name in ("priority", "cache_salt"))
+"""The rows that every endpoint that generates has."""
+
 CHAT_ONLY = (
     Field("safety_identifier", _LABEL, INERT, "name of the end user", example="u"),
     Field("prompt_cache_options", CACHE_OPTIONS, INERT, "how the provider caches prompts",

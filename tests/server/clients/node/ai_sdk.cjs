@@ -11,10 +11,10 @@ async function roundTrip(model) {
       execute: async (input) => { calls.push(input); return weather(input); },
     }),
   };
-  const settings = { model, prompt: question, temperature: 0, maxRetries: 0, maxOutputTokens: 60 };
+  const settings = { model, prompt: question, temperature: 0, maxRetries: 0, maxOutputTokens: 100 };
   const steps = { tools, stopWhen: stepCountIs(2), prepareStep: ({ stepNumber }) => ({ toolChoice: stepNumber ? "none" : "required" }) };
   const result = await generateText({ ...settings, ...steps });
-  check(calls.length > 0 && result.steps.length === 2 && result.text.length > 0, "calls");
+  check(calls.length > 0 && result.steps.length === 2 && result.text.length > 0, `calls: ${JSON.stringify(result.steps.map((step) => [step.finishReason, step.content]))}`);
   const count = calls.length;
   const stream = streamText({ ...settings, ...steps, onError: ({ error }) => { throw error; } });
   const kinds = new Set();

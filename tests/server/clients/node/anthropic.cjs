@@ -5,8 +5,9 @@ const { check, schema, question, weather, run } = require("./weather.cjs");
 run(async (address, model) => {
   const client = new Anthropic({ baseURL: address, apiKey: "x", maxRetries: 0 });
   const messages = [{ role: "user", content: question }];
+  const choice = { type: "any", disable_parallel_tool_use: true };
   const fields = { model, tools: [{ name: "get_weather", input_schema: schema }] };
-  const stream = client.messages.stream({ ...fields, messages, tool_choice: { type: "any" }, max_tokens: 100 });
+  const stream = client.messages.stream({ ...fields, messages, tool_choice: choice, max_tokens: 100 });
   const message = await stream.finalMessage();
   check(message.stop_reason === "tool_use" && message.content.length > 0, "calls");
   const results = message.content.map((use) => ({

@@ -12,6 +12,7 @@ from puna.options import Options
 from puna.server.errors import ApiError
 from puna.server.events import EventStream, event
 from puna.server.generation import Generation, Running, encode
+from puna.server.protocol.choices import start
 from puna.server.protocol.endpoint import Call, add_endpoint
 from puna.server.protocol.messages.content import continues_answer, to_messages
 from puna.server.protocol.messages.events import Event, Writer, error_event
@@ -42,7 +43,7 @@ async def _answer(call: Call) -> Response:
     values, service = call.values, call.service
     options = read_options({**values, "stop": values["stop_sequences"]}, service)
     options["max_tokens"] = values["max_tokens"]
-    running = await service.start(_generation(call, options))
+    running = await start(call, _generation(call, options))
     writer = Writer(values["model"], values["max_tokens"])
     if values["stream"]:
         return EventStream(_stream(running, writer), service.settings, cancel=running.cancel, headers=call.headers,
@@ -75,6 +76,8 @@ def _generation(call: Call, options: Options) -> Generation:
         tool_set=tools,
         continue_final_message=continues_answer(messages),
         template_kwargs=variables,
+        priority=values.get("priority", 0),
+        salt=values.get("cache_salt") or "",
     )
 
 

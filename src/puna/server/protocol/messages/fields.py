@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from puna.server.protocol.extras import QUEUE
 from puna.server.protocol.fields import HONOURED, INERT, REFUSED, VALUES, Field, Table
 from puna.server.protocol.reasoning import EFFORTS
 from puna.server.protocol.sampling import sampling_without
@@ -210,7 +211,8 @@ _COMMON = (
     Field("context_management", _EDITS, INERT, "edits of the conversation", example={"edits": []}),
     Field("cache_control", Map(), INERT, "all prefixes are cached", example={"type": "ephemeral"}),
     Field("speed", Text(), VALUES, "there is one speed", accepted=("standard",)),
-    Field("output_format", _FORMAT, HONOURED, "older name of output_config.format"),
+    Field("output_format", _FORMAT, HONOURED, "older name of output_config.format",
+          example={"type": "json_schema", "schema": {"type": "object"}}),
     Field("thread", Any_(), REFUSED, "this server stores no threads; send all messages", example={"type": "create"},
           code="thread_unsupported_request"),
     _refused("compaction", "a prompt is never shortened", {"type": "summarize"}),
@@ -228,6 +230,7 @@ FIELDS = Table(
               example=16),
         Field("stop_sequences", Array(Text(1, "stop_characters"), high="stops"), HONOURED,
               "texts before which the answer ends", example=["\n\n"]),
+        *QUEUE,
         *sampling_without("n", "stop"),
         Field("metadata", Table("MessagesMetadata", (Field("user_id", Text(), INERT, "name of the user"),)), INERT,
               "name of the user, for fair queues", example={}),

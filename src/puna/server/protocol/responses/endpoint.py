@@ -13,6 +13,7 @@ from puna.config import GenerationDefaults
 from puna.options import Options
 from puna.server.events import EventStream, event
 from puna.server.generation import Generation, Running
+from puna.server.protocol.choices import start
 from puna.server.protocol.endpoint import Call, add_endpoint
 from puna.server.protocol.logprobs import entries_of
 from puna.server.protocol.reasoning import read_effort
@@ -44,9 +45,11 @@ async def _respond(call: Call) -> Response:
         adapter,
         tools=None if tools is None else [function.description_json for function in tools.functions],
         tool_set=tools,
+        priority=values["priority"],
+        salt=values["cache_salt"] or "",
         template_kwargs=read_effort((values["reasoning"] or {}).get("effort"), "reasoning.effort", service),
     )
-    running = await service.start(generation)
+    running = await start(call, generation)
     response = response_object(values, created=int(time()), **_settings(options, service))
     writer = Writer(response, lambda tokens: entries_of(tokens, service.llm.tokenizer))
     if values["stream"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from puna.server.protocol.extras import QUEUE
 from puna.server.protocol.fields import HONOURED, INERT, REFUSED, VALUES, Field, Table
 from puna.server.protocol.reasoning import EFFORTS
 from puna.server.protocol.sampling import sampling_without
@@ -211,6 +212,7 @@ FIELDS = Table(
         ),
         Field("instructions", Text(), HONOURED, "a system message before the input"),
         Field("max_output_tokens", Integer(1, "tokens"), HONOURED, "maximum number of tokens of the answer"),
+        *QUEUE,
         *sampling_without("n"),
         Field("top_logprobs", Integer(0, "logprobs"), HONOURED, "number of most likely tokens at each position"),
         Field("stream_options", _STREAM_OPTIONS, HONOURED, "options of the stream", example={}),
