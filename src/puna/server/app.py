@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -23,16 +24,29 @@ from puna.server.protocol.endpoint import error_response
 from puna.server.protocol.messages import endpoint as messages
 from puna.server.protocol.responses import endpoint as responses
 from puna.server.protocol.scoring import decisions, embeddings, labels, likelihoods, tokens
-from puna.server.routes import health, metrics
+from puna.server.routes import docs, health, metrics
 from puna.server.service import Service
 from puna.server.settings import ServerSettings
 
 log = logging.getLogger("puna.server")
 
 ROUTERS = (
-    chat.router, completions.router, responses.router, messages.router, models.router, sagemaker.router, health.router,
-    metrics.router, page.router, embeddings.router, labels.router, likelihoods.router, decisions.router, tokens.router,
-)  # fmt: skip
+    chat.router,
+    completions.router,
+    responses.router,
+    messages.router,
+    models.router,
+    sagemaker.router,
+    health.router,
+    metrics.router,
+    docs.router,
+    page.router,
+    embeddings.router,
+    labels.router,
+    likelihoods.router,
+    decisions.router,
+    tokens.router,
+)
 """Each returns the routes of one interface."""
 
 
@@ -47,6 +61,17 @@ class _App(FastAPI):
         )
         super().__init__(title="puna", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
 
+    def openapi(self) -> dict[str, Any]:
+        """Returns the OpenAPI document. The status 422, which FastAPI describes, does not occur."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+            document.pop("components", None)
+        assert self.openapi_schema is not None
+        return self.openapi_schema
+
     def build_middleware_stack(self) -> ASGIApp:
         """Returns the application with all middleware."""
         return protect(super().build_middleware_stack(), self._settings, self._policy, self._observe)
@@ -60,8 +85,11 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
     """
     app = _App(service, settings)
     app.state.service, app.state.settings = service, settings
+    app.state.endpoints = []
     for router in ROUTERS:
-        app.include_router(router(service))
+        routes = router(service)
+        app.include_router(routes)
+        app.state.endpoints += docs.endpoints(routes.routes)
     app.add_exception_handler(ApiError, _send_error)
     app.add_exception_handler(HTTPException, _send_http_error)
     app.add_exception_handler(Exception, _send_error)

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 
 from puna.answer import Candidates, Completion, Delta, PromptProgress
 from puna.async_llm import AsyncLLM
+from puna.config import GenerationDefaults
 from puna.engine import Stream, TokenLogprobs
 from puna.grammars.rules import OPTIONS
 from puna.options import Options
@@ -350,6 +351,8 @@ def _candidates(llm: AsyncLLM, generation: Generation, plan: ToolPlan | None) ->
     for prompt in (generation.prompt, *generation.more_prompts):
         ids = _encode(llm, prompt, generation)
         options = _options(generation, check_length(llm, len(ids), generation))
+        if is_chat and "max_tokens" not in options and GenerationDefaults.of(llm.generation_config).max_tokens is None:
+            options["max_tokens"] = None  # an answer in a chat ends by itself
         (candidates,) = llm._candidates([ids], continues, options, ends, checks_text=plan is None)
         for index, answer in enumerate(candidates.required):
             answer.use_deltas(generation.progress and index == 0)

@@ -139,6 +139,9 @@ class Service:
         self.check_ready()
         exchange = current_exchange()
         generation = replace(generation, salt=exchange.caller.namespace(generation.salt))
+        longest = self.settings.limits.tokens
+        if longest is not None and "max_tokens" not in generation.options:
+            generation = replace(generation, options={**generation.options, "max_tokens": longest})
         running = await start(self.llm, generation)
         running.on_end = lambda: self.observer.answered(exchange, generation, running)
         return running

@@ -18,6 +18,8 @@ from puna.server.events import cancelled_on_disconnect
 from puna.server.guard.admission import Ticket
 from puna.server.guard.exchange import exchange_of
 from puna.server.protocol.fields import Table, Values, read
+from puna.server.protocol.pages import Endpoint
+from puna.server.protocol.schemas import ANTHROPIC_ERROR, ERROR
 from puna.server.protocol.strict_json import parse
 from puna.server.service import Service
 
@@ -99,30 +101,33 @@ def add_endpoint(
     async def endpoint(request: Request) -> Response:
         return respond(service, table, handler, request, admitted)
 
+    endpoint.__dict__["described"] = Endpoint(path, table, summary)
     limits = service.settings.limits
     content: dict[str, Any] = {"application/json": {"schema": dict(response or {"type": "object"})}}
     if streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     router.add_api_route(
         path, endpoint, methods=["POST"], summary=summary, response_class=Response, name=path,
-        responses={200: {"description": "the answer", "content": content}, **ERROR_RESPONSES},
+        responses={200: {"description": "the answer", "content": content}, **error_responses(path)},
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {
             "schema": table.schema(limits)}}}},
     )  # fmt: skip
 
 
-_ERROR: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
+_STATUSES: dict[int | str, str] = {
+    400: "a field is missing, invalid or not supported", 401: "the API key is missing or wrong",
+    403: "the request came from another web page", 404: "there is no such model", 405: "the method is not allowed",
+    408: "the request waited too long", 413: "the body is too large", 415: "the body is not application/json",
+    429: "too many requests wait", 500: "the server failed",
+    503: "the model is loading, or the server is shutting down", "4XX": "the request is not valid",
+}  # fmt: skip
 
-ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    400: {"description": "a field is missing, invalid or not supported", **_ERROR},
-    401: {"description": "the API key is missing or wrong", **_ERROR},
-    404: {"description": "there is no such model", **_ERROR},
-    413: {"description": "the body is too large", **_ERROR},
-    415: {"description": "the body is not application/json", **_ERROR},
-    429: {"description": "too many requests wait", **_ERROR},
-    503: {"description": "the model is loading, or the server is shutting down", **_ERROR},
-}
-"""The descriptions of error responses in OpenAPI."""
+
+def error_responses(path: str) -> dict[int | str, dict[str, Any]]:
+    """Returns the descriptions of a path's errors for OpenAPI."""
+    schema = ANTHROPIC_ERROR if path.startswith("/v1/messages") else ERROR
+    content = {"application/json": {"schema": schema}}
+    return {status: {"description": text, "content": content} for status, text in _STATUSES.items()}
 
 
 class _Response(Response):

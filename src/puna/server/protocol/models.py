@@ -9,8 +9,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from puna.server.protocol.endpoint import json_response
+from puna.server.protocol.endpoint import error_responses, json_response
 from puna.server.protocol.sampling import sampling_defaults
+from puna.server.protocol.schemas import ANY_MODEL, MODELS, Schema
 from puna.server.service import Service
 
 
@@ -18,7 +19,7 @@ def router(service: Service) -> APIRouter:
     """Returns the routes."""
     routes = APIRouter()
 
-    @routes.get("/v1/models", summary="List the models", response_class=Response)
+    @routes.get("/v1/models", summary="List the models", response_class=Response, responses=_described(MODELS))
     async def list_models(request: Request) -> Response:
         cards = [_card(service, name, request) for name in service.names]
         if _is_anthropic(request):
@@ -26,12 +27,18 @@ def router(service: Service) -> APIRouter:
             return json_response({"data": cards, "has_more": False, **ends})
         return json_response({"object": "list", "data": cards, "models": []})
 
-    @routes.get("/v1/models/{model:path}", summary="Describe a model", response_class=Response)
+    @routes.get("/v1/models/{model:path}", summary="Describe a model", response_class=Response,
+                responses=_described(ANY_MODEL))  # fmt: skip
     async def get_model(model: str, request: Request) -> Response:
         service.adapter(model)
         return json_response(_card(service, model, request))
 
     return routes
+
+
+def _described(schema: Schema) -> dict[int | str, dict[str, Any]]:
+    return {200: {"description": "the answer", "content": {"application/json": {"schema": schema}}},
+            **error_responses("/v1/models")}  # fmt: skip
 
 
 def _is_anthropic(request: Request) -> bool:

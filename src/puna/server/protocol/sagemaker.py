@@ -19,7 +19,7 @@ from puna.options import Options
 from puna.server.errors import ApiError, to_json
 from puna.server.events import EventStream, data
 from puna.server.generation import Generation, Running, TextDelta
-from puna.server.protocol.endpoint import ERROR_RESPONSES, Call, json_response, read_document, respond, send_result
+from puna.server.protocol.endpoint import Call, error_responses, json_response, read_document, respond, send_result
 from puna.server.protocol.fields import HONOURED, REFUSED, VALUES, Field, Table, Values
 from puna.server.protocol.types import Any_, Array, Boolean, Integer, Number, Reader, Text
 from puna.server.service import Service
@@ -80,7 +80,7 @@ def router(service: Service) -> APIRouter:
     schema = {"anyOf": [FIELDS.schema(service.settings.limits), {"type": "object"}]}
     routes.add_api_route(
         "/invocations", invocations, methods=["POST"], summary="Continue a text, or answer messages, for SageMaker",
-        response_class=Response, responses=ERROR_RESPONSES,
+        response_class=Response, responses=error_responses("/invocations"),
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
     )  # fmt: skip
     return routes

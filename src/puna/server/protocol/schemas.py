@@ -105,7 +105,7 @@ MODEL = record(
         "id": TEXT, "object": {"const": "model"}, "created": WHOLE, "owned_by": TEXT, "root": TEXT,
         "parent": optional(TEXT), "max_model_len": WHOLE,
     },
-    {"defaults": {"type": "object"}},
+    {"sampling_defaults": {"type": "object"}},
 )  # fmt: skip
 
 _ANTHROPIC_MODEL = {

@@ -67,9 +67,12 @@ def _range(low: Any, high: Any) -> str:
     return f" of at least {low}" if high is None else f" from {low} to {high}"
 
 
+_LOWEST, _HIGHEST = -(2**63), 2**63 - 1
+
+
 @dataclass(frozen=True)
 class Integer(Type):
-    """Whole numbers from `low` to `high`; 2.0 is one as well, as in JSON Schema."""
+    """Whole numbers of 64 bits from `low` to `high`; 2.0 is one as well, as in JSON Schema."""
 
     low: Bound = None
     high: Bound = None
@@ -77,11 +80,11 @@ class Integer(Type):
     def read(self, path: str, value: Any, reader: Reader) -> int:
         """Returns the number as an int."""
         low, high = _bound(self.low, reader.limits), _bound(self.high, reader.limits)
-        if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+        if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise invalid(path, value, self.words(reader.limits))
-        if (low is not None and value < low) or (high is not None and value > high) or not -(2**63) <= value < 2**63:
+        if not (_LOWEST if low is None else low) <= value <= (_HIGHEST if high is None else high):
             raise invalid(path, value, self.words(reader.limits))
         return value
 
@@ -91,8 +94,9 @@ class Integer(Type):
 
     def schema(self, limits: Limits) -> dict[str, Any]:
         """Returns the JSON schema."""
-        bounds = {"minimum": _bound(self.low, limits), "maximum": _bound(self.high, limits)}
-        return {"type": "integer", **{name: bound for name, bound in bounds.items() if bound is not None}}
+        low, high = _bound(self.low, limits), _bound(self.high, limits)
+        lowest, highest = _LOWEST if low is None else low, _HIGHEST if high is None else high
+        return {"type": "integer", "minimum": lowest, "maximum": highest}
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from puna.server.protocol.chat.request import read_generation
 from puna.server.protocol.choices import Choice, Timings, collect, finish_reason, prompt_logprobs, start, usage_document
 from puna.server.protocol.endpoint import Call, add_endpoint
 from puna.server.protocol.logprobs import entries_of
+from puna.server.protocol.schemas import CHAT_COMPLETION
 from puna.server.service import Service
 
 DONE = b"data: [DONE]\n\n"
@@ -36,7 +37,10 @@ DONE = b"data: [DONE]\n\n"
 def router(service: Service) -> APIRouter:
     """Returns the route."""
     routes = APIRouter()
-    add_endpoint(routes, service, "/v1/chat/completions", CHAT, _answer, summary="Answer a conversation", streams=True)
+    add_endpoint(
+        routes, service, "/v1/chat/completions", CHAT, _answer, summary="Answer a conversation",
+        response=CHAT_COMPLETION, streams=True,
+    )  # fmt: skip
     return routes
 
 

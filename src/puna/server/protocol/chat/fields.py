@@ -84,9 +84,9 @@ _TOOL_EXAMPLE = {"type": "function", "function": {"name": "f", "parameters": {"t
 CHAT = Table("ChatCompletionRequest", (
     Field("model", Text(1), HONOURED, "name of the model or of an adapter", required=True),
     Field("messages", Array(MESSAGE, 1, "messages"), HONOURED, "the conversation", required=True),
-    Field("max_completion_tokens", Integer(1), HONOURED, "maximum number of tokens of the answer; the context limits "
-          "it in any case", example=3),
-    Field("max_tokens", Integer(1), HONOURED, "the same, by its older name", example=3),
+    Field("max_completion_tokens", Integer(1, "tokens"), HONOURED, "maximum number of tokens of the answer; the "
+          "context limits it in any case, and alone without this field", example=3),
+    Field("max_tokens", Integer(1, "tokens"), HONOURED, "the same, by its older name", example=3),
     *SAMPLING,
     Field("logprobs", Boolean(), HONOURED, "return the log-probability of each token", False, example=True),
     Field("top_logprobs", Integer(0, "logprobs"), HONOURED, "number of most likely tokens to return with them"),

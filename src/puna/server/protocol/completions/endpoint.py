@@ -28,6 +28,7 @@ from puna.server.protocol.completions.fields import COMPLETION
 from puna.server.protocol.endpoint import Call, add_endpoint
 from puna.server.protocol.logprobs import token_text
 from puna.server.protocol.sampling import read_options
+from puna.server.protocol.schemas import TEXT_COMPLETION
 from puna.server.service import Service
 
 DONE = b"data: [DONE]\n\n"
@@ -36,7 +37,10 @@ DONE = b"data: [DONE]\n\n"
 def router(service: Service) -> APIRouter:
     """Returns the route."""
     routes = APIRouter()
-    add_endpoint(routes, service, "/v1/completions", COMPLETION, _answer, summary="Continue a text", streams=True)
+    add_endpoint(
+        routes, service, "/v1/completions", COMPLETION, _answer, summary="Continue a text", response=TEXT_COMPLETION,
+        streams=True,
+    )  # fmt: skip
     return routes
 
 

@@ -16,8 +16,8 @@ COMPLETION = Table("CompletionRequest", (
     Field("model", Text(1), HONOURED, "name of the model or of an adapter", required=True),
     Field("prompt", PROMPT, HONOURED, "a text, token ids, or an array of texts or of arrays of token ids",
           required=True),
-    Field("max_tokens", Integer(0), HONOURED, "maximum number of tokens of the answer; 0 only reads the prompt", 16,
-          example=3),
+    Field("max_tokens", Integer(0, "tokens"), HONOURED, "maximum number of tokens of the answer; 0 only reads the "
+          "prompt", 16, example=3),
     Field("logprobs", Integer(0, "logprobs"), HONOURED, "return the log-probability of each token, and this number of "
           "most likely tokens", example=2),
     Field("echo", Boolean(), HONOURED, "begin the text with the prompt", False, example=True),
