@@ -66,6 +66,7 @@ class StopSearch:
         self._longest = max((len(text) for _, text in self.marked), default=1)
         self._mark_of = {i: marks.get(text, _OTHER_MARK) for i, text in special.items()} if self.marked else {}
         self._included = included
+        self._characters = frozenset("".join(stops))
         self.stop: str | None = None
         self._pending = ""  # text that may be the beginning of a stop string
         self._marks: list[tuple[int, str]] = []  # of special tokens: (position in _pending, mark)
@@ -91,6 +92,9 @@ class StopSearch:
         if index is not None and index in self._mark_of:
             self._marks.append((len(self._pending) + len(held), self._mark_of[index]))
         text = self._pending + held
+        if not self._marks and text and text[-1] not in self._characters and not any(s in text for s in self._plain):
+            self._pending = ""  # the text neither contains a stop string nor ends with the beginning of one
+            return text
         end = self._end_of_match(text)
         if end is None:
             end = len(text) if ended else len(self._pending) - self._held()

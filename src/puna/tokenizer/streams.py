@@ -139,6 +139,11 @@ class _Step(ABC):
     def finish(self) -> list[str]:
         """Ends the sequence; returns the remaining texts."""
 
+    @property
+    @abstractmethod
+    def holds_text(self) -> bool:
+        """Whether `finish` returns text."""
+
 
 class _StepStream(TextStream):
     """Passes each token through the steps of a decoder."""
@@ -158,6 +163,8 @@ class _StepStream(TextStream):
 
     def rest(self) -> str:
         texts: list[str] = []
+        if not any(step.holds_text for step in self._steps):  # usual after a token, and three times faster
+            return ""
         for step in map(copy, self._steps):
             texts = [result for text in texts for result in step.push(text)] + step.finish()
         return "".join(texts)
@@ -198,6 +205,10 @@ class _EachToken(_Step):
         held, self.held = self.held, text
         return [] if held is None else [self._decoded(held, "")]
 
+    @property
+    def holds_text(self) -> bool:
+        return self.held is not None
+
     def finish(self) -> list[str]:
         return [] if self.held is None else [self._decoded(self.held)]
 
@@ -225,6 +236,10 @@ class _ByteFallback(_Step):
             return []
         return [*self.finish(), text]
 
+    @property
+    def holds_text(self) -> bool:
+        return bool(self.run)
+
     def finish(self) -> list[str]:
         run, self.run = self.run, b""
         try:
@@ -248,6 +263,10 @@ class _ByteLevel(_Step):
         decoded, length = codecs.utf_8_decode(data, "replace", False)
         self.held = data[length:]
         return [decoded]
+
+    @property
+    def holds_text(self) -> bool:
+        return bool(self.held)
 
     def finish(self) -> list[str]:
         return [self.held.decode("utf-8", "replace")]
@@ -274,6 +293,10 @@ class _StripText(_Step):
         self.held = text[end:]
         return [text[:end]]
 
+    @property
+    def holds_text(self) -> bool:
+        return False
+
     def finish(self) -> list[str]:
         return []
 
@@ -291,6 +314,10 @@ class _ReplaceText(_Step):
         end = len(last) - overlap(last, self.old)
         self.held = last[end:]
         return [self.new.join([*before, last[:end]])]
+
+    @property
+    def holds_text(self) -> bool:
+        return bool(self.held)
 
     def finish(self) -> list[str]:
         return [self.held]
