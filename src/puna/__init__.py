@@ -9,17 +9,20 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from puna.errors import MissingExtraError, MissingNameError
-from puna.names import MODULES, NEED_TORCH
+from puna.names import MODULES, NEED_TORCH, OF_TRANSFORMERS, WITHOUT_COUNTERPART
 
 if TYPE_CHECKING:
     from puna.answer import Completion as Completion
     from puna.async_llm import AsyncLLM as AsyncLLM
     from puna.classification import Classification as Classification
+    from puna.compat import logging as logging
     from puna.compat.seed import set_seed as set_seed
     from puna.config import GenerationConfig as GenerationConfig
     from puna.config import LlamaConfig as LlamaConfig
+    from puna.config import PreTrainedConfig as PreTrainedConfig
     from puna.config import PretrainedConfig as PretrainedConfig
     from puna.config.auto import AutoConfig as AutoConfig
+    from puna.config.compilation import CompileConfig as CompileConfig
     from puna.config.generation_mode import GenerationMode as GenerationMode
     from puna.config.watermarks import SynthIDTextWatermarkingConfig as SynthIDTextWatermarkingConfig
     from puna.config.watermarks import WatermarkingConfig as WatermarkingConfig
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from puna.model import LlamaForTokenClassification as LlamaForTokenClassification
     from puna.model import LlamaModel as LlamaModel
     from puna.model import LlamaPreTrainedModel as LlamaPreTrainedModel
+    from puna.model import PreTrainedModel as PreTrainedModel
     from puna.model.generation.criteria import ConfidenceCriteria as ConfidenceCriteria
     from puna.model.generation.criteria import EosTokenCriteria as EosTokenCriteria
     from puna.model.generation.criteria import MaxLengthCriteria as MaxLengthCriteria
@@ -117,6 +121,9 @@ if TYPE_CHECKING:
     from puna.model.huggingface.auto import AutoModelForQuestionAnswering as AutoModelForQuestionAnswering
     from puna.model.huggingface.auto import AutoModelForSequenceClassification as AutoModelForSequenceClassification
     from puna.model.huggingface.auto import AutoModelForTokenClassification as AutoModelForTokenClassification
+    from puna.model.huggingface.caches import Cache as Cache
+    from puna.model.huggingface.caches import DynamicCache as DynamicCache
+    from puna.model.huggingface.caches import StaticCache as StaticCache
     from puna.model.huggingface.pipelines import pipeline as pipeline
     from puna.model.outputs import BaseModelOutputWithPast as BaseModelOutputWithPast
     from puna.model.outputs import CausalLMOutputWithPast as CausalLMOutputWithPast
@@ -131,6 +138,7 @@ if TYPE_CHECKING:
     from puna.tokenizer import CodeLlamaTokenizerFast as CodeLlamaTokenizerFast
     from puna.tokenizer import LlamaTokenizer as LlamaTokenizer
     from puna.tokenizer import LlamaTokenizerFast as LlamaTokenizerFast
+    from puna.tokenizer import PreTrainedTokenizerBase as PreTrainedTokenizerBase
     from puna.tokenizer import load_tokenizer as load_tokenizer
 
 __version__ = "0.1.0"
@@ -144,6 +152,10 @@ def __getattr__(name: str) -> Any:
     if name == "__all__":
         return [public for public in __dir__() if public not in NEED_TORCH or _has_torch()]
     module = MODULES.get(name)
+    if module is None and (name in OF_TRANSFORMERS or name in WITHOUT_COUNTERPART):
+        from puna.compat.forwarding import transformers_name
+
+        return transformers_name(name)
     if module is None:
         raise AttributeError(f"module 'puna' has no attribute {name!r}")
     try:
@@ -172,7 +184,7 @@ def _needs_torch(name: str) -> str:
 
 
 class _MissingNames:
-    """An import hook: `from puna import name` raises a clear error if `name` needs PyTorch, which is not installed.
+    """An import hook: `from puna import name` raises a clear error if `name` needs a library that is not installed.
 
     Python calls the hook because it searches for a module `puna.name` if the package has no such attribute.
     """
@@ -182,6 +194,11 @@ class _MissingNames:
         package, _, public = name.partition(".")
         if package == "puna" and public in NEED_TORCH and not _has_torch():
             raise MissingExtraError(_needs_torch(public))
+        if package == "puna" and (public in OF_TRANSFORMERS or public in WITHOUT_COUNTERPART):
+            from puna.compat.forwarding import missing_reason
+
+            if reason := missing_reason(public):
+                raise MissingExtraError(reason)
 
 
 class _Package(ModuleType):

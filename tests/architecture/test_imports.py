@@ -53,6 +53,7 @@ TORCH_PACKAGES = {"model", "adapters", "training"}
 
 OTHER_LIBRARIES = {"transformers", "safetensors", "gguf", "peft", "accelerate"}
 OPTIONAL = {
+    "compat/forwarding.py": {"transformers"},
     "model/huggingface/embeddings.py": {"accelerate"},
     "model/huggingface/pipelines.py": {"transformers"},
     "model/huggingface/placement.py": {"accelerate"},

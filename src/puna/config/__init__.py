@@ -8,7 +8,7 @@ from puna.config.generation_defaults import GenerationDefaults, generation_notes
 from puna.config.generation_fields import GenerationOptions
 from puna.config.generation_mode import GenerationMode
 from puna.config.llama import LlamaConfig
-from puna.config.pretrained import PretrainedConfig
+from puna.config.pretrained import PreTrainedConfig, PretrainedConfig
 from puna.config.sampling import MAX_LOGPROBS, Distribution, Sampling, SamplingOptions
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "GenerationMode",
     "GenerationOptions",
     "LlamaConfig",
+    "PreTrainedConfig",
     "PretrainedConfig",
     "Sampling",
     "SamplingOptions",

@@ -264,6 +264,10 @@ class PretrainedConfig(ConfigAttributes):
             return _upload(Path(folder), {"repo_id": repo_id, **kwargs})
 
 
+PreTrainedConfig = PretrainedConfig
+"""The name in transformers 5."""
+
+
 def _comparable(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in _BOOKKEEPING}
 

@@ -18,11 +18,14 @@ from puna.model.outputs import (
 from puna.model.pretrained import LlamaPreTrainedModel
 from puna.model.token_heads import LlamaForQuestionAnswering, LlamaForTokenClassification
 
+PreTrainedModel = LlamaPreTrainedModel
+"""The name of the base class in transformers."""
+
 inherit_when_imported(LlamaPreTrainedModel, "transformers.modeling_utils", "PreTrainedModel")
 
 __all__ = [
     "BaseModelOutputWithPast", "CausalLMOutputWithPast", "GenerateOutput", "KVCache", "LlamaForCausalLM",
     "LlamaForQuestionAnswering", "LlamaForSequenceClassification", "LlamaForTokenClassification", "LlamaModel",
-    "LlamaPreTrainedModel", "ModelOutput", "QuestionAnsweringModelOutput", "SequenceClassifierOutputWithPast",
-    "TokenClassifierOutput", "TorchBackend",
+    "LlamaPreTrainedModel", "ModelOutput", "PreTrainedModel", "QuestionAnsweringModelOutput",
+    "SequenceClassifierOutputWithPast", "TokenClassifierOutput", "TorchBackend",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from puna.tokenizer.calls.batch_encoding import BatchEncoding
     from puna.tokenizer.fast import LlamaTokenizerFast
     from puna.tokenizer.huggingface.code_llama import CodeLlamaTokenizer, CodeLlamaTokenizerFast
+    from puna.tokenizer.huggingface.names import PreTrainedTokenizerBase
     from puna.tokenizer.load import AutoTokenizer, load_tokenizer
     from puna.tokenizer.slow import LlamaTokenizer
     from puna.tokenizer.special import AddedToken
@@ -26,6 +27,7 @@ __all__ = [
     "CodeLlamaTokenizerFast",
     "LlamaTokenizer",
     "LlamaTokenizerFast",
+    "PreTrainedTokenizerBase",
     "StreamDecoder",
     "load_tokenizer",
 ]
@@ -38,6 +40,7 @@ _MODULES = {
     "CodeLlamaTokenizerFast": "huggingface.code_llama",
     "LlamaTokenizer": "slow",
     "LlamaTokenizerFast": "fast",
+    "PreTrainedTokenizerBase": "huggingface.names",
     "StreamDecoder": "streams",
     "load_tokenizer": "load",
 }
