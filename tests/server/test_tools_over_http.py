@@ -212,6 +212,10 @@ def test_answers_follow_their_format(server, fields, check):
         ({"structured_outputs": {"regex": "(?=a)b"}}, "structured_outputs", "look"),
         ({"structured_outputs": {"grammar": "start: missing"}}, "structured_outputs", "missing"),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "several"),
+        ({"tools": TOOLS, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema":
+          {"not": {}}}}}, "response_format", "'not'"),
+        ({"structured_outputs": {"regex": "a" * 70_000}}, "structured_outputs.regex", "65536"),
+        ({"structured_outputs": {"json": {"enum": ["a" * 300_000]}}}, "structured_outputs", "the limit is"),
         ({"guided_json": SCHEMA}, "guided_json", "structured_outputs"),
         ({"tools": []}, "tools", "tools"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice", "'g'"),

@@ -27,6 +27,7 @@ class Limits:
         logprobs: most likely tokens returned at each position; the engine computes at most 20.
         logit_bias: entries of logit_bias.
         token_ids: entries of stop_token_ids and allowed_token_ids.
+        rule_characters: characters of an expression or a grammar that an answer follows. Schemas have at most 256 KB.
         tokens: tokens of one answer; None leaves only the context as a limit.
     """
 
@@ -42,6 +43,7 @@ class Limits:
     logprobs: int = 20
     logit_bias: int = 4096
     token_ids: int = 4096
+    rule_characters: int = 65_536
     tokens: int | None = None
 
 

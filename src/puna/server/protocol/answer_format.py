@@ -31,9 +31,9 @@ RESPONSE_FORMAT = Tagged({
 
 STRUCTURED_OUTPUTS = Table("StructuredOutputs", (
     Field("json", OneOf(Map(), Text(1)), HONOURED, "JSON schema of the answer, or its text"),
-    Field("regex", Text(1), HONOURED, "regular expression that the answer matches"),
+    Field("regex", Text(1, "rule_characters"), HONOURED, "regular expression that the answer matches"),
     Field("choice", Array(Text(1), 1, "token_ids"), HONOURED, "the texts of which the answer is one"),
-    Field("grammar", Text(1), HONOURED, "grammar of the answer, in llguidance's variant of Lark"),
+    Field("grammar", Text(1, "rule_characters"), HONOURED, "grammar of the answer, in llguidance's variant of Lark"),
     Field("json_object", Boolean(), HONOURED, "the answer is any JSON object"),
 ), open=False)  # fmt: skip
 

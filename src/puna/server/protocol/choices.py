@@ -129,8 +129,8 @@ async def start(call: Call, generation: Generation) -> Running:
         param = "input" if "input" in call.values else "messages"
         raise ApiError(400, str(exc), param=param, code="invalid_value") from exc
     except RuleError as exc:
-        param = _rule_field(call.values)
         message = str(exc)
+        param = "tools" if message.startswith("the function ") else _rule_field(call.values)
         if param != "tools" and message.startswith("json_schema"):
             message = param + message.removeprefix("json_schema")
         raise ApiError(400, message, param=param, code="invalid_value") from exc
@@ -140,15 +140,13 @@ async def start(call: Call, generation: Generation) -> Running:
 
 def _rule_field(values: Values) -> str:
     """Returns the field that prescribes the form of the answer."""
-    if values.get("tools"):
-        return "tools"
     for name, inner in _FORMAT_FIELDS:
         given = values.get(name) or {}
         if inner is not None:
             given = given.get(inner) or {}
         if given.get("type", "text") != "text":
             return name if inner is None else f"{name}.{inner}"
-    return "structured_outputs"
+    return "structured_outputs" if values.get("structured_outputs") else "tools"
 
 
 def prompt_logprobs(

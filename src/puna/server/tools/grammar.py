@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
 
 from puna.server.tools.formats import ID, ToolFormat
 from puna.server.tools.toolset import Function, ToolSet
@@ -68,7 +67,7 @@ def _call_schema(function: Function, keys: tuple[str, str]) -> dict[str, Any]:
 
 def _identified(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a schema with an identifier, so that its references remain valid inside another schema."""
-    return {"$id": f"json-schema:{quote(name)}", **schema}
+    return {"$id": f"json-schema:{name.encode().hex()}", **schema}
 
 
 def json_rule(schema: Mapping[str, Any], item_separator: str = ",", key_separator: str = ":") -> str:

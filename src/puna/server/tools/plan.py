@@ -78,6 +78,7 @@ def make_plan(
     try:
         compile_rules(changed)
     except RuleError:
+        compile_rules(options)  # an error of the format of the text is reported as one
         functions, ignored = _supported(tools.functions)
         changed = _with_grammar(options, replace(tools, functions=functions), form, rule)
         compile_rules(changed)
@@ -133,7 +134,7 @@ def _supported_schema(path: str, function: Function) -> tuple[dict[str, Any], li
         if function.strict or keyword is None or shorter == schema:
             raise RuleError(f"the function {function.name}: {error.replace('json_schema', path)}")
         schema, removed = shorter, [*removed, keyword]
-    raise RuleError(f"{path} of the function {function.name} has too many unsupported keywords")
+    raise RuleError(f"the function {function.name}: {path} has too many unsupported keywords")
 
 
 def _problem(schema: Mapping[str, Any]) -> str | None:
