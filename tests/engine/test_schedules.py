@@ -1,10 +1,10 @@
 """Answers in random schedules on a small cache are equal, bit for bit, to those of each request alone.
 
 The schedules have adapters, shared prefixes, several answers to one prompt, preemptions, chunks of all sizes,
-cancellations, speculation, scored prompts, hidden states, log-probabilities, several threads and interrupted steps. The
-measured times of steps, which decide how many tokens a step has, are random. Some engines find prefixes that an
-earlier one has written to the disk, and some of these files are damaged. Counters prove that all of these
-have happened.
+cancellations, priorities, speculation, predictions, scored prompts, hidden states, log-probabilities, several threads
+and interrupted steps. The measured times of steps, which decide how many tokens a step has, are random. Some engines
+find prefixes that an earlier one has written to the disk, and some of these files are damaged. Counters prove that all
+of these have happened.
 """
 
 from __future__ import annotations
@@ -137,6 +137,8 @@ def random_requests(random: np.random.Generator, positions: int, adapters: Adapt
                     speculate=bool(random.random() < 0.4),
                     salt=str(random.choice(["", "", "", "other"])),
                     adapter=adapter,
+                    priority=int(random.choice([0, 0, 0, 1, 2])),
+                    prediction=tuple(text[length : length + int(random.choice([0, 0, 90]))].tolist()),
                 )
             )
             if random.random() < 0.1:
@@ -152,7 +154,11 @@ def next_turn(request: Request, result: Result, positions: int) -> Request:
     longest = positions - request.virtual_tokens
     prompt = (*request.prompt_ids, *result.tokens, 5)
     max_tokens = min(longest - len(prompt[:longest]), 20)
-    return replace(request, prompt_ids=prompt[:longest], max_tokens=max_tokens, output="tokens", logits_from=0)
+    prediction = tuple(result.tokens)  # the answer may be similar to the first one
+    return replace(
+        request, prompt_ids=prompt[:longest], max_tokens=max_tokens, output="tokens", logits_from=0,
+        prediction=prediction
+    )  # fmt: skip
 
 
 def run_schedule(
@@ -203,6 +209,7 @@ def run_schedule(
     registered = [page for pages in pool._pages_after.values() for page in pages.values()]
     assert sorted(registered) == sorted(pool._key_of) == sorted(pool._idle)
     assert sorted(pool._identities) == sorted(page for page, (_, ids) in pool._key_of.items() if len(ids) == PAGE)
+    counts.update(predicted=engine.counters.accepted_prediction_tokens)
     counts.update(
         hits=pool.hits, copies=pool.copies, evictions=pool.evictions, preemptions=engine.scheduler.preemptions
     )
@@ -255,8 +262,8 @@ def check_schedules(backends: Backends, adapters: Adapters, seeds: range, folder
             counts.update(answers=1, tokens=len(result.tokens), cached=result.cached > 0)
             counts.update(logprobs=len(result.logprobs), hidden=len(result.hidden))
             counts.update(adapted=request.adapter is not None and result.cached > 0)
-    names = "hits copies evictions preemptions guessed logprobs hidden cancelled interrupts cached adapted restored"
-    for name in names.split():
+    names = "hits copies evictions preemptions guessed predicted logprobs hidden cancelled interrupts cached adapted"
+    for name in [*names.split(), "restored"]:
         assert counts[name] > len(seeds) / 10, counts
 
 
