@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from puna.config import GenerationConfig
 from puna.errors import RequestError
 from puna.model.generation.loop import Decoding, Forward, TorchForward, check_scores
 from puna.model.generation.native.choice import choose_forward
@@ -29,6 +30,7 @@ from puna.model.generation.strategies.candidates import (
     PromptLookup,
     TranslatedCandidates,
 )
+from puna.model.generation.strategies.foreign_assistant import ForeignForward, assistant_settings, is_foreign_model
 from puna.model.generation.strategies.sampling import draw
 from puna.model.outputs import CausalLMOutputWithPast
 
@@ -216,6 +218,8 @@ def candidate_source(decoding: Decoding) -> tuple[Candidates, Callable[[], None]
 
 def _assistant_forward(decoding: Decoding, assistant: Any, prompt: Prompt) -> Forward:
     """Returns the forward pass of the assistant, whose cache is empty at first."""
+    if is_foreign_model(assistant):
+        return ForeignForward(assistant)
     own = Prompt(prompt.ids, None, prompt.mask[:, -prompt.ids.shape[1] :], None)
     forward, _ = choose_forward(assistant, decoding.settings, own, decoding.limit)
     return forward
@@ -235,12 +239,12 @@ def _assistant_source(
         translated: whether the assistant has another vocabulary, for which the processors have no meaning.
     """
     names = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
-    defaults = type(decoding.settings)()
+    defaults, own = GenerationConfig(), assistant_settings(assistant)
     tokens, schedule, threshold = (
-        getattr(decoding.settings if getattr(decoding.settings, name) != getattr(defaults, name) else
-                assistant.generation_config, name) for name in names
-    )  # fmt: skip
-    ends = assistant.generation_config.eos_token_ids if translated else decoding.settings.eos_token_ids
+        getattr(decoding.settings if getattr(decoding.settings, name) != getattr(defaults, name) else own, name)
+        for name in names
+    )
+    ends = own.eos_token_ids if translated else decoding.settings.eos_token_ids
     draft = DraftSettings(tokens, schedule in ("heuristic", "heuristic_transient"), threshold or None, ends)
     ids, mask = decoding.prompt.ids, decoding.prompt.mask[:, -decoding.prompt.ids.shape[1] :]
     mask = (torch.ones_like(ids[:, :1]) if translated else mask).to(assistant.device)
