@@ -14,6 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from puna.errors import ServerError
+from puna.server.guard.connection import Connection
 from puna.server.service import Service
 
 _INTERRUPTED = 130
@@ -36,7 +37,7 @@ def run(app: ASGIApp, service: Service, on_ready: Callable[[str], None]) -> None
     """
     settings = service.settings
     config = uvicorn.Config(
-        app, http="h11", loop="asyncio", ws="none", lifespan="off", log_config=None, access_log=False,
+        app, http=Connection, loop="asyncio", ws="none", lifespan="off", log_config=None, access_log=False,
         server_header=False, timeout_graceful_shutdown=_CLOSE_SECONDS, timeout_keep_alive=75, proxy_headers=False,
     )  # fmt: skip
     server = _Server(config, service, on_ready)

@@ -29,6 +29,9 @@ _HOST = re.compile(rb"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_](?:[a-z0-9._-]{0,252}))(?::
 _ORIGIN = re.compile(rb"https?://([^/?#@\s]+)", re.IGNORECASE)
 _JSON = re.compile(rb"application/json\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?", re.IGNORECASE)
 _READING = ("GET", "HEAD")
+_CLOSING = (408, 413)
+"""Statuses after which the connection is closed: the body may not have been read to its end."""
+
 _HEADERS, _HEADER_BYTES, _PATH_BYTES = 100, 32_768, 8192
 
 
@@ -103,7 +106,10 @@ class Guard:
 
         async def tracked_send(message: Message) -> None:
             nonlocal started
-            started = started or message["type"] == "http.response.start"
+            if message["type"] == "http.response.start":
+                started = True
+                if message["status"] in _CLOSING:
+                    message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
             await send(message)
 
         try:
@@ -124,7 +130,7 @@ async def send_error(error: ApiError, scope: Scope, send: Send) -> None:
     headers = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
     headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"www-authenticate", b"Bearer")] if error.status == 401 else []
-    headers += [(b"connection", b"close")] if error.status in (408, 413) else []
+    headers += [(b"connection", b"close")] if error.status in _CLOSING else []
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 

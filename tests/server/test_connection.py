@@ -1,0 +1,142 @@
+"""The checks of requests over a real connection: bytes that no client library sends, and clients that send nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from puna.server.app import create_app
+from puna.server.guard.connection import Connection
+from puna.server.service import Service
+from puna.server.settings import Limits, ServerSettings
+
+KEY = "first-key-of-the-tests"
+
+
+class Impatient(Connection):
+    header_seconds = 0.2
+
+
+@pytest.fixture(scope="module")
+def address(llm):
+    """A server with a key, a limit of 2,000 bytes, and impatient connections."""
+    settings = ServerSettings(name="golden", keys=(("alice", KEY),), limits=Limits(body_bytes=2000))
+    app = create_app(Service(llm, settings), settings)
+    config = uvicorn.Config(
+        app, port=0, http=Impatient, log_level="critical", lifespan="off", ws="none", server_header=False
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.005)
+    yield server.servers[0].sockets[0].getsockname()
+    server.should_exit = True
+    thread.join(10)
+
+
+def exchange(address, data: bytes, more: bytes = b"") -> bytes:
+    """Sends bytes, and returns everything until the server closes the connection or is silent for a second."""
+    with socket.create_connection(address, 5) as connection:
+        connection.settimeout(1)
+        connection.sendall(data)
+        reply = b""
+        with contextlib.suppress(OSError):
+            if more:
+                connection.sendall(more)
+            while part := connection.recv(65536):
+                reply += part
+        return reply
+
+
+def head(line: str, *headers: str, host: str | None = "127.0.0.1") -> bytes:
+    lines = [line, *([] if host is None else [f"Host: {host}"]), *headers, "Connection: close", "", ""]
+    return "\r\n".join(lines).encode("latin-1")
+
+
+AUTHORIZATION = f"Authorization: Bearer {KEY}"
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (head("GET /v1/models HTTP/1.1", AUTHORIZATION), 200),
+        (head("GET /v1/models HTTP/1.1"), 401),
+        (head("GET /health HTTP/1.1"), 200),
+        (head("GET http://127.0.0.1/health HTTP/1.1"), 401),
+        (head("GET /health%2f..%2fv1/models HTTP/1.1"), 401),
+        (head("GET /v1/models?/health HTTP/1.1"), 401),
+        (head("GET /health/../v1/models HTTP/1.1"), 401),
+        (head("GET /health HTTP/1.1", host="evil.example"), 421),
+        (head("GET /v1/models HTTP/1.1", host="127.0.0.1/health?"), 421),
+        (head("GET /health HTTP/1.1", host=None), 400),
+        (head("GET /health HTTP/1.1", "Host: evil.example"), 400),
+        (head("GET /health HTTP/1.0", host=None), 421),
+        (head("GET /health HTTP/1.1", "Origin: http://evil.example"), 403),
+        (head("POST /v1/chat/completions HTTP/1.1", AUTHORIZATION, "Content-Length: 9999999"), 415),
+        (head("GET /health HTTP/1.1", "x: " + "y" * 200_000), 400),
+        (head("GET /health HTTP/1.1", "x-request-id: a\x00b"), 400),
+    ],
+)
+def test_bytes_that_no_library_sends(address, data, status):
+    reply = exchange(address, data)
+    assert reply.startswith(f"HTTP/1.1 {status} ".encode()), reply[:200]
+    assert status == 400 or b"x-content-type-options: nosniff" in reply
+    assert b"uvicorn" not in reply.lower()
+
+
+def test_a_body_in_chunks_is_counted_while_it_arrives(address):
+    data = head("POST /v1/chat/completions HTTP/1.1", AUTHORIZATION, "Content-Type: application/json",
+                "Transfer-Encoding: chunked").replace(b"Connection: close\r\n", b"")  # fmt: skip
+    chunk = b"400\r\n" + b"x" * 1024 + b"\r\n"
+    reply = exchange(address, data, chunk * 3)
+    assert reply.startswith(b"HTTP/1.1 413 ") and b"connection: close" in reply.lower()
+    assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize("data", [b"", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nx: "])
+def test_connections_without_a_request_are_closed(address, data):
+    with socket.create_connection(address, 5) as connection:
+        connection.settimeout(5)
+        connection.sendall(data)
+        started = time.monotonic()
+        assert connection.recv(100) == b""
+        assert time.monotonic() - started < 4
+
+
+def test_a_request_that_follows_another_is_waited_for_as_long_as_the_first(address):
+    request = head("GET /health HTTP/1.1").replace(b"Connection: close\r\n", b"")
+    with socket.create_connection(address, 5) as connection:
+        connection.settimeout(5)
+        for _ in range(3):
+            connection.sendall(request)
+            reply = b""
+            while not reply.endswith(b'{"status":"ready"}'):
+                reply += connection.recv(65536)
+            assert reply.startswith(b"HTTP/1.1 200 ")
+        connection.sendall(request[:20])
+        assert connection.recv(100) == b""
+
+
+def test_an_answer_may_take_longer_than_the_headers(address):
+    body = {
+        "model": "golden",
+        "messages": [{"role": "user", "content": "a"}],
+        "max_tokens": 200,
+        "ignore_eos": True,
+        "n": 8,
+    }
+    data = json.dumps({**body, "temperature": 1}).encode()
+    request = head("POST /v1/chat/completions HTTP/1.1", AUTHORIZATION, "Content-Type: application/json",
+                   f"Content-Length: {len(data)}")  # fmt: skip
+    with socket.create_connection(address, 30) as connection:
+        connection.sendall(request + data[:10])
+        time.sleep(0.3)
+        connection.sendall(data[10:])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
