@@ -117,7 +117,8 @@ class LlamaBase(nn.Module):
 
     def get_decoder(self) -> Decoder:
         """Returns the `LlamaModel`."""
-        raise NotImplementedError
+        decoder: Decoder = getattr(self, self.base_model_prefix)
+        return decoder
 
     def get_input_embeddings(self) -> nn.Embedding:
         """Returns the token embeddings."""
