@@ -54,7 +54,6 @@ TORCH_PACKAGES = {"model", "adapters", "training"}
 OTHER_LIBRARIES = {"transformers", "safetensors", "gguf", "peft", "accelerate"}
 OPTIONAL = {
     "compat/forwarding.py": {"transformers"},
-    "model/huggingface/adapters.py": {"peft"},
     "model/huggingface/embeddings.py": {"accelerate"},
     "model/huggingface/pipelines.py": {"transformers"},
     "model/huggingface/placement.py": {"accelerate"},

@@ -11,10 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import puna
-from puna.errors import CheckpointError
 from puna.model import LlamaForCausalLM, LlamaForSequenceClassification
-from tests.golden.files import LAYOUTS
 from tests.helpers.configurations import config_of
 from tests.helpers.reference_models import distance, pair, ragged
 
@@ -124,20 +121,3 @@ def test_lora_is_merged_into_the_weights() -> None:
         merged = ours.merge_and_unload()
         assert type(merged) is LlamaForCausalLM
         assert distance(merged(**inputs).logits, logits) <= 1e-5
-
-
-def test_the_folder_of_an_adapter_loads_its_model_with_the_adapter(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    base = puna.LlamaForCausalLM.from_pretrained(LAYOUTS["hf"])
-    lora = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, r=2))
-    lora.peft_config["default"].base_model_name_or_path = str(LAYOUTS["hf"])
-    lora.save_pretrained(tmp_path / "adapter")
-    ids = torch.tensor([[1, 5, 6]])
-    expected = lora.eval()(ids).logits
-    for path, options in ((tmp_path / "adapter", {}), (tmp_path, {"subfolder": "adapter"})):
-        model = puna.AutoModelForCausalLM.from_pretrained(path, **options)
-        torch.testing.assert_close(model(ids).logits, expected)
-        assert model.active_adapters() == ["default"] and not model.training
-    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="whose base model is not named"):
-        puna.LlamaForCausalLM.from_pretrained(tmp_path / "adapter")

@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from puna.config.attributes import ConfigAttributes
 from puna.config.base_defaults import DEFAULTS
@@ -44,6 +44,13 @@ class PretrainedConfig(ConfigAttributes):
         fields = dict(sorted(self.to_diff_dict().items()))
         return f"{type(self).__name__} {json.dumps(fields, indent=2, ensure_ascii=False, default=repr)}\n"
 
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, return_unused_kwargs: Literal[True], **kwargs: Any
+    ) -> tuple[Self, dict[str, Any]]: ...
+
+    @overload
     @classmethod
     def from_pretrained(
         cls,
@@ -54,7 +61,19 @@ class PretrainedConfig(ConfigAttributes):
         token: str | bool | None = None,
         revision: str | None = None,
         **kwargs: Any,
-    ) -> Self:
+    ) -> Self: ...
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Reads `config.json`.
 
         Args:
@@ -72,10 +91,9 @@ class PretrainedConfig(ConfigAttributes):
         hub |= {name: value for name, value in (("token", token), ("revision", revision)) if value is not None}
         fields, overrides = cls.get_config_dict(pretrained_model_name_or_path, **hub, **kwargs)
         try:
-            result: Any = cls.from_dict(fields, return_unused_kwargs=unused, **overrides)  # with True, a pair
+            return cls.from_dict(fields, return_unused_kwargs=unused, **overrides)
         except ConfigError as exc:
             raise ConfigError(f"{_file_name(pretrained_model_name_or_path)}: {exc}") from exc
-        return cast("Self", result)
 
     @classmethod
     @reading_errors(ConfigError)

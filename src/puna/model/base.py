@@ -117,8 +117,7 @@ class LlamaBase(nn.Module):
 
     def get_decoder(self) -> Decoder:
         """Returns the `LlamaModel`."""
-        decoder: Decoder = getattr(self, self.base_model_prefix)
-        return decoder
+        raise NotImplementedError
 
     def get_input_embeddings(self) -> nn.Embedding:
         """Returns the token embeddings."""

@@ -32,6 +32,10 @@ class LlamaForCausalLM(GenerationMixin, LlamaPreTrainedModel):
         self.vocab_size = config.vocab_size
         self.post_init()
 
+    def get_decoder(self) -> LlamaModel:
+        """Returns the `LlamaModel`."""
+        return self.model
+
     def get_output_embeddings(self) -> nn.Linear:
         """Returns the head."""
         return self.lm_head

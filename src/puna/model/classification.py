@@ -31,6 +31,10 @@ class LlamaForSequenceClassification(LlamaPreTrainedModel):
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
+    def get_decoder(self) -> LlamaModel:
+        """Returns the `LlamaModel`."""
+        return self.model
+
     def forward(
         self,
         input_ids: Tensor | None = None,

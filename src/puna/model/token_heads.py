@@ -39,6 +39,10 @@ class LlamaForTokenClassification(LlamaPreTrainedModel):
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    def get_decoder(self) -> LlamaModel:
+        """Returns the `LlamaModel`."""
+        return self.model
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -97,6 +101,10 @@ class LlamaForQuestionAnswering(LlamaPreTrainedModel):
         self.transformer = LlamaModel(config)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
+
+    def get_decoder(self) -> LlamaModel:
+        """Returns the `LlamaModel`."""
+        return self.transformer
 
     def forward(
         self,

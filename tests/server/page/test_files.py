@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -161,7 +163,6 @@ def test_the_policy_is_strict():
 
 def _get(path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
     """Returns the response of the routes to a request, by the ASGI interface."""
-    asyncio = pytest.importorskip("asyncio")
     fastapi = pytest.importorskip("fastapi")
     from puna.server.page.routes import router
 
@@ -178,7 +179,8 @@ def _get(path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str,
     async def send(message: dict) -> None:
         messages.append(message)
 
-    asyncio.run(app(scope, receive, send))
+    with ThreadPoolExecutor(1) as thread:  # playwright runs an event loop in this one
+        thread.submit(lambda: asyncio.run(app(scope, receive, send))).result()
     head = {name.decode(): value.decode() for name, value in messages[0]["headers"]}
     return messages[0]["status"], head, b"".join(message.get("body", b"") for message in messages[1:])
 

@@ -20,7 +20,6 @@ from puna.errors import ArgumentError, CheckpointError, RequestError, show, sugg
 from puna.files import path_argument
 from puna.hub import HubArguments, choose_token, local_path, parse
 from puna.model.base import LlamaBase
-from puna.model.huggingface.adapters import base_and_adapter, load_peft_adapter
 from puna.model.huggingface.arguments import remaining_arguments
 from puna.model.huggingface.placement import DeviceLike, DeviceMap, choose_placement
 from puna.model.loading import Loading, choose_dtype, load
@@ -72,8 +71,7 @@ class FromPretrained(LlamaBase):
 
         Args:
             pretrained_model_name_or_path: a folder or a file on this machine, or a model of the hub (owner/name), which
-                is downloaded; None with `config` and `state_dict`. For the folder of a PEFT adapter, the model that
-                it names is loaded, and the adapter with PEFT if it is installed, as in transformers.
+                is downloaded; None with `config` and `state_dict`.
             model_args: further arguments of a class that is derived from puna's classes.
             config: replaces the checkpoint's configuration; a LlamaConfig, or the path or name of one.
             ignore_mismatched_sizes: initialise at random, with a warning, each tensor that has another shape.
@@ -118,7 +116,7 @@ class FromPretrained(LlamaBase):
                 cannot be kept.
             TypeError: if an argument is unknown.
         """
-        path, adapter = base_and_adapter(pretrained_model_name_or_path, subfolder)
+        path = pretrained_model_name_or_path
         hub: HubArguments = {
             "revision": revision, "token": choose_token(token, use_auth_token), "cache_dir": cache_dir,
             "force_download": force_download, "local_files_only": local_files_only,
@@ -134,7 +132,7 @@ class FromPretrained(LlamaBase):
         reading = Reading(cls.head, own_heads, config, variant, use_safetensors, key_mapping or {}, pruned_heads=True)
         checkpoint = None
         if path is not None:
-            files = _find(path, "" if adapter else subfolder, gguf_file, reading, hub)
+            files = _find(path, subfolder, gguf_file, reading, hub)
             checkpoint = open_checkpoint(files, reading=reading)
         base = config if config is not None else None if checkpoint is None else checkpoint.config
         if base is None:
@@ -166,8 +164,6 @@ class FromPretrained(LlamaBase):
                 stored.update(**{name: value for name, value in arguments.items() if name in DEFAULTS})
         if model.can_generate() and generation_config is not None:
             model.generation_config = generation_config
-        if adapter is not None:
-            load_peft_adapter(model, adapter)
         return (model, comparison.to_dict()) if output_loading_info else model  # type: ignore[return-value]
 
     @classmethod

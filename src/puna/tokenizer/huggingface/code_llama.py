@@ -31,24 +31,6 @@ _TOKENS = ("prefix_token", "middle_token", "suffix_token", "eot_token", "fill_to
 _SETTINGS = (*_TOKENS, "suffix_first")
 
 
-def _infill_token(name: str, place: str) -> Any:
-    """Returns a property: a token of infilling, or None."""
-
-    def read(self: Infilling) -> str | None:
-        return self._infill_tokens[name]
-
-    return property(read, doc=f"The token {place}, or None.")
-
-
-def _infill_id(name: str) -> Any:
-    """Returns a property: the id of a token of infilling."""
-
-    def read(self: Infilling) -> int | None:
-        return cast("int | None", self.convert_tokens_to_ids(self._infill_tokens[name]))
-
-    return property(read, doc=f"The id of `{name}`.")
-
-
 class Infilling(TokenizerBase):
     """The part of Code Llama's tokenizers that is the same in both classes.
 
@@ -62,14 +44,45 @@ class Infilling(TokenizerBase):
     _infill_names: ClassVar[tuple[str, ...]] = ("suffix", "suffix_first")
     _infill_tokens: dict[str, str | None]
 
-    prefix_token = _infill_token("prefix_token", "before the prefix")
-    middle_token = _infill_token("middle_token", "before the text of the gap")
-    suffix_token = _infill_token("suffix_token", "before the suffix")
-    eot_token = _infill_token("eot_token", "that ends the text of the gap")
-    prefix_id = _infill_id("prefix_token")
-    middle_id = _infill_id("middle_token")
-    suffix_id = _infill_id("suffix_token")
-    eot_id = _infill_id("eot_token")
+    @property
+    def prefix_token(self) -> str | None:
+        """The token before the prefix."""
+        return self._infill_tokens["prefix_token"]
+
+    @property
+    def middle_token(self) -> str | None:
+        """The token before the text of the gap."""
+        return self._infill_tokens["middle_token"]
+
+    @property
+    def suffix_token(self) -> str | None:
+        """The token before the suffix."""
+        return self._infill_tokens["suffix_token"]
+
+    @property
+    def eot_token(self) -> str | None:
+        """The token that ends the text of the gap."""
+        return self._infill_tokens["eot_token"]
+
+    @property
+    def prefix_id(self) -> int | None:
+        """The id of `prefix_token`."""
+        return cast("int | None", self.convert_tokens_to_ids(self.prefix_token))
+
+    @property
+    def middle_id(self) -> int | None:
+        """The id of `middle_token`."""
+        return cast("int | None", self.convert_tokens_to_ids(self.middle_token))
+
+    @property
+    def suffix_id(self) -> int | None:
+        """The id of `suffix_token`."""
+        return cast("int | None", self.convert_tokens_to_ids(self.suffix_token))
+
+    @property
+    def eot_id(self) -> int | None:
+        """The id of `eot_token`."""
+        return cast("int | None", self.convert_tokens_to_ids(self.eot_token))
 
     def keep_arguments(self, arguments: Mapping[str, Any]) -> None:
         """Keeps arguments that are not settings of Llama's tokenizers, and applies those of Code Llama's."""

@@ -60,7 +60,15 @@ async function request(path, { method = "GET", body, signal } = {}) {
     if (body !== undefined) headers["Content-Type"] = "application/json";
     let response;
     try {
-      response = await fetch(path, { method, body, headers, signal, cache: "no-store", credentials: "omit", redirect: "error" });
+      response = await fetch(path, {
+        method,
+        body,
+        headers,
+        signal,
+        cache: "no-store",
+        credentials: "omit",
+        redirect: "error",
+      });
     } catch (error) {
       if (signal?.aborted) throw error;
       throw new ApiError(0, "The server did not answer. Check that it is running, then try again.");
@@ -116,7 +124,8 @@ export async function* streamChat(body, signal) {
   for await (const data of events(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
-    if (chunk.error) throw new ApiError(response.status, String(chunk.error.message ?? "The server reported an error."));
+    if (chunk.error)
+      throw new ApiError(response.status, String(chunk.error.message ?? "The server reported an error."));
     yield chunk;
   }
 }

@@ -45,7 +45,8 @@ export class App {
   async start() {
     this.#openFromAddress();
     window.addEventListener("hashchange", () => this.#openFromAddress());
-    if (!this.library.persistent) this.toast("This browser does not store data for this page: conversations are lost when the tab is closed.");
+    if (!this.library.persistent)
+      this.toast("This browser does not store data for this page: conversations are lost when the tab is closed.");
     await this.#loadModels();
   }
 
@@ -63,7 +64,12 @@ export class App {
         return;
       } catch (error) {
         const status = error instanceof ApiError ? error.status : 0;
-        const text = status === 503 ? "The server is loading the model …" : error instanceof Error ? error.message : "The server did not answer.";
+        const text =
+          status === 503
+            ? "The server is loading the model …"
+            : error instanceof Error
+              ? error.message
+              : "The server did not answer.";
         if (banner.textContent !== text) banner.replaceChildren(h("p", {}, icon("alert"), h("span", {}, text)));
         if (status === 401) return;
         await new Promise((resolve) => setTimeout(resolve, RETRY));
@@ -141,7 +147,11 @@ export class App {
   /** @param {Conversation} conversation */
   save(conversation) {
     if (!Object.keys(conversation.messages).length && !conversation.pair) return;
-    this.library.save(conversation).catch(() => this.toast("The browser could not store the conversation. Its storage may be full; export or delete some."));
+    this.library
+      .save(conversation)
+      .catch(() =>
+        this.toast("The browser could not store the conversation. Its storage may be full; export or delete some."),
+      );
   }
 
   /** Puts a copy of the conversation next to it, with another model or adapter. */
@@ -175,7 +185,14 @@ export class App {
   /** @param {Conversation} conversation */
   async remove(conversation) {
     const title = conversation.title || "New conversation";
-    if (!(await confirmDialog("Delete this conversation?", `“${title}” will be removed from this browser. There is no copy on the server.`, "Delete"))) return;
+    if (
+      !(await confirmDialog(
+        "Delete this conversation?",
+        `“${title}” will be removed from this browser. There is no copy on the server.`,
+        "Delete",
+      ))
+    )
+      return;
     if (this.conversation?.id === conversation.id) this.stop();
     await this.library.remove(this.library.sides(conversation));
     if (this.conversation?.id === conversation.id) this.show(newConversation());

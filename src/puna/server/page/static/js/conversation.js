@@ -66,7 +66,18 @@ export function newId() {
  */
 export function newConversation(values = {}) {
   const now = Date.now();
-  return { id: newId(), title: "", created: now, updated: now, model: "", system: "", sampling: {}, messages: {}, selected: {}, ...values };
+  return {
+    id: newId(),
+    title: "",
+    created: now,
+    updated: now,
+    model: "",
+    system: "",
+    sampling: {},
+    messages: {},
+    selected: {},
+    ...values,
+  };
 }
 
 /**
@@ -166,7 +177,11 @@ export function duplicate(conversation, values = {}) {
  */
 export function matches(conversation, /** @type {string} */ query) {
   const words = query.toLowerCase().split(/\s+/).filter(Boolean);
-  const texts = [conversation.title, conversation.system, ...Object.values(conversation.messages).map((message) => message.content)];
+  const texts = [
+    conversation.title,
+    conversation.system,
+    ...Object.values(conversation.messages).map((message) => message.content),
+  ];
   const text = texts.join("\n").toLowerCase();
   return words.every((word) => text.includes(word));
 }

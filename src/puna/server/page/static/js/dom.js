@@ -11,7 +11,7 @@ const SVG = "http://www.w3.org/2000/svg";
  * @returns {any} the element
  */
 export function h(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
+  const element = /** @type {any} */ (document.createElement(tag));
   for (const [name, value] of Object.entries(attributes)) {
     if (value === undefined || value === null || value === false) continue;
     if (typeof value === "function") element.addEventListener(name.slice(2), value);
@@ -46,7 +46,11 @@ export function icon(name) {
  */
 export function iconButton(name, label, onclick, attributes = {}) {
   const { class: extra = "", ...others } = attributes;
-  return h("button", { type: "button", class: `icon-button ${extra}`, "aria-label": label, title: label, onclick, ...others }, icon(name));
+  return h(
+    "button",
+    { type: "button", class: `icon-button ${extra}`, "aria-label": label, title: label, onclick, ...others },
+    icon(name),
+  );
 }
 
 /**

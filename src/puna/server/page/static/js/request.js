@@ -9,7 +9,14 @@ import { pathTo } from "./conversation.js";
 const ALTERNATIVES = 5;
 
 /** Fields that the OpenAI client does not know; its snippet passes them in `extra_body`. */
-const EXTRA_FIELDS = new Set(["top_k", "min_p", "repetition_penalty", "continue_final_message", "add_generation_prompt", "return_progress"]);
+const EXTRA_FIELDS = new Set([
+  "top_k",
+  "min_p",
+  "repetition_penalty",
+  "continue_final_message",
+  "add_generation_prompt",
+  "return_progress",
+]);
 
 /**
  * @param {Message} message of a user
@@ -38,7 +45,14 @@ export function requestBody(conversation, message) {
   if (message.system) messages.unshift({ role: /** @type {any} */ ("system"), content: message.system });
   const { probabilities = true, ...sampling } = message.parameters ?? {};
   /** @type {Record<string, any>} */
-  const body = { model: message.model, messages, ...sampling, stream: true, stream_options: { include_usage: true }, return_progress: true };
+  const body = {
+    model: message.model,
+    messages,
+    ...sampling,
+    stream: true,
+    stream_options: { include_usage: true },
+    return_progress: true,
+  };
   if (probabilities) Object.assign(body, { logprobs: true, top_logprobs: ALTERNATIVES });
   if (message.continued) {
     messages.push({ role: "assistant", content: message.content.slice(0, message.continued) });
@@ -56,7 +70,8 @@ export function curlSnippet(url, body, key) {
   const quote = (/** @type {string} */ text) => `'${text.replaceAll("'", `'\\''`)}'`;
   const authorization = key ? ' \\\n  -H "Authorization: Bearer $PUNA_API_KEY"' : "";
   const json = JSON.stringify(body, null, 2);
-  return `curl -N ${quote(`${url}/chat/completions`)} \\\n  -H 'Content-Type: application/json'${authorization} \\\n  --data-raw ${quote(json)}\n`;
+  const header = `-H 'Content-Type: application/json'${authorization}`;
+  return `curl -N ${quote(`${url}/chat/completions`)} \\\n  ${header} \\\n  --data-raw ${quote(json)}\n`;
 }
 
 /**

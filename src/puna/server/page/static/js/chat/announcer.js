@@ -22,13 +22,15 @@ export class Announcer {
   /** @param {HTMLElement} region with the role "log" */
   constructor(region) {
     this.region = region;
-    this.start("");
+    /** Length of the text that has been read. */
+    this.read = 0;
+    /** @type {RegExp | null} the end of the open code block */
+    this.fence = null;
   }
 
   /** @param {string} content that was read before, if an answer is continued */
   start(content) {
     this.read = content.length;
-    /** @type {RegExp | null} the end of the open code block */
     this.fence = null;
   }
 

@@ -17,14 +17,64 @@ export class Composer {
     this.form = form;
     /** @type {{name: string, text: string}[]} */
     this.files = [];
-    this.field = h("textarea", { id: "composer-text", rows: "1", placeholder: "Write a message", "aria-label": "Message", "aria-describedby": "composer-hint" });
+    this.field = h("textarea", {
+      id: "composer-text",
+      rows: "1",
+      placeholder: "Write a message",
+      "aria-label": "Message",
+      "aria-describedby": "composer-hint",
+    });
     this.chips = h("ul", { class: "chips", "aria-label": "Attached files", hidden: true });
-    this.picker = h("input", { type: "file", multiple: true, class: "visually-hidden", tabindex: "-1", "aria-label": "Choose text files", onchange: () => this.#addPicked() });
-    this.sendButton = h("button", { type: "submit", class: "send", "aria-label": "Send", title: "Send (Enter)" }, icon("send"));
-    this.stopButton = h("button", { type: "button", class: "send stop", "aria-label": "Stop", title: "Stop (Esc)", hidden: true, onclick: () => app.stop() }, icon("stop"));
+    this.picker = h("input", {
+      type: "file",
+      multiple: true,
+      class: "visually-hidden",
+      tabindex: "-1",
+      "aria-label": "Choose text files",
+      onchange: () => this.#addPicked(),
+    });
+    this.sendButton = h(
+      "button",
+      { type: "submit", class: "send", "aria-label": "Send", title: "Send (Enter)" },
+      icon("send"),
+    );
+    this.stopButton = h(
+      "button",
+      {
+        type: "button",
+        class: "send stop",
+        "aria-label": "Stop",
+        title: "Stop (Esc)",
+        hidden: true,
+        onclick: () => app.stop(),
+      },
+      icon("stop"),
+    );
     const attach = iconButton("attach", "Attach text files", () => this.picker.click());
-    const hint = h("p", { class: "composer-hint", id: "composer-hint" }, h("span", {}, h("kbd", {}, "Enter"), " sends, "), h("span", {}, h("kbd", {}, "Shift"), " + ", h("kbd", {}, "Enter"), " starts a new line. Models make mistakes."));
-    form.append(h("div", { class: "composer-box" }, this.chips, this.field, h("div", { class: "composer-row" }, attach, this.picker, h("span", { class: "spacer" }), this.stopButton, this.sendButton)), hint);
+    const hint = h(
+      "p",
+      { class: "composer-hint", id: "composer-hint" },
+      h("span", {}, h("kbd", {}, "Enter"), " sends, "),
+      h("span", {}, h("kbd", {}, "Shift"), " + ", h("kbd", {}, "Enter"), " starts a new line. Models make mistakes."),
+    );
+    form.append(
+      h(
+        "div",
+        { class: "composer-box" },
+        this.chips,
+        this.field,
+        h(
+          "div",
+          { class: "composer-row" },
+          attach,
+          this.picker,
+          h("span", { class: "spacer" }),
+          this.stopButton,
+          this.sendButton,
+        ),
+      ),
+      hint,
+    );
     this.#listen();
     this.#resize();
   }
@@ -98,7 +148,14 @@ export class Composer {
   #drawChips() {
     this.chips.hidden = !this.files.length;
     const chips = this.files.map((file) =>
-      h("li", { class: "chip" }, icon("file"), h("span", { class: "chip-name" }, visible(file.name)), h("span", { class: "size" }, `${count(file.text.length)} characters`), iconButton("close", `Remove ${file.name}`, () => this.#remove(file))),
+      h(
+        "li",
+        { class: "chip" },
+        icon("file"),
+        h("span", { class: "chip-name" }, visible(file.name)),
+        h("span", { class: "size" }, `${count(file.text.length)} characters`),
+        iconButton("close", `Remove ${file.name}`, () => this.#remove(file)),
+      ),
     );
     this.chips.replaceChildren(...chips);
   }

@@ -24,8 +24,11 @@ export function editor(text, label, action, done) {
     }
   });
   requestAnimationFrame(() => field.focus());
-  const buttons = h("div", { class: "edit-buttons" },
+  const buttons = h(
+    "div",
+    { class: "edit-buttons" },
     h("button", { type: "button", class: "button", onclick: cancel }, "Cancel"),
-    h("button", { type: "button", class: "button primary", onclick: accept }, action)); // prettier-ignore
+    h("button", { type: "button", class: "button primary", onclick: accept }, action),
+  );
   return h("div", { class: "editor" }, field, buttons);
 }

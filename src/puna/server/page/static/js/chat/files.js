@@ -11,7 +11,8 @@ const PASTE_LIMIT = 4000;
  * @throws {Error} if the file is too large or not UTF-8 text
  */
 export async function readTextFile(file) {
-  if (file.size > FILE_LIMIT) throw new Error(`${file.name} has ${Math.ceil(file.size / 1024)} KB; the limit is ${FILE_LIMIT / 1024} KB.`);
+  if (file.size > FILE_LIMIT)
+    throw new Error(`${file.name} has ${Math.ceil(file.size / 1024)} KB; the limit is ${FILE_LIMIT / 1024} KB.`);
   try {
     const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
     if (text.includes("\0")) throw new Error("binary");

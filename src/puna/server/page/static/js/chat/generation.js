@@ -70,7 +70,8 @@ export class Generation {
   #read(chunk) {
     const { message } = this;
     const progress = chunk.prompt_progress;
-    if (progress) this.progress = { done: progress.processed ?? 0, total: progress.total ?? 0, cached: progress.cache ?? 0 };
+    if (progress)
+      this.progress = { done: progress.processed ?? 0, total: progress.total ?? 0, cached: progress.cache ?? 0 };
     if (chunk.usage) message.usage = chunk.usage;
     if (chunk.system_fingerprint) message.fingerprint = chunk.system_fingerprint;
     const choice = chunk.choices?.[0];

@@ -1,6 +1,6 @@
 /**
- * The tokens of an answer, underlined and tinted by their probability, with the alternatives of the chosen token. Colour is
- * never the only sign: the underline changes its style, and the focused token shows its number.
+ * The tokens of an answer, underlined and tinted by their probability, with the alternatives of the chosen token. Colour
+ * is never the only sign: the underline changes its style, and the focused token shows its number.
  */
 
 import { h, iconButton } from "../dom.js";
@@ -20,7 +20,13 @@ const LEVELS = /** @type {const} */ ([
 /** @param {number} logprob */
 export const percent = (logprob) => {
   const value = Math.exp(logprob) * 100;
-  return value >= 99.95 ? "100 %" : value >= 10 ? `${value.toFixed(1)} %` : value >= 0.1 ? `${value.toFixed(2)} %` : "< 0.1 %";
+  return value >= 99.95
+    ? "100 %"
+    : value >= 10
+      ? `${value.toFixed(1)} %`
+      : value >= 0.1
+        ? `${value.toFixed(2)} %`
+        : "< 0.1 %";
 };
 
 /** @param {number} logprob */
@@ -39,14 +45,19 @@ export class HeatMap {
     this.onbranch = onbranch;
     this.current = 0;
     this.text = h("div", {
-      class: "heat-text", role: "listbox", tabindex: "0", "aria-label": "Tokens of the answer. Arrow keys move between tokens.",
+      class: "heat-text",
+      role: "listbox",
+      tabindex: "0",
+      "aria-label": "Tokens of the answer. Arrow keys move between tokens.",
       onkeydown: (/** @type {KeyboardEvent} */ event) => this.#key(event),
       onclick: (/** @type {MouseEvent} */ event) => this.#click(event),
       onfocus: () => this.#select(this.current),
-    }); // prettier-ignore
+    });
     this.detail = h("div", { class: "heat-detail", role: "group", "aria-label": "Chosen token" });
     this.element = h("div", { class: "heat" }, legend(tokens), this.text, this.detail);
-    this.detail.append(h("p", { class: "hint" }, "Click a token, or use the arrow keys, to see what else the model considered."));
+    this.detail.append(
+      h("p", { class: "hint" }, "Click a token, or use the arrow keys, to see what else the model considered."),
+    );
     /** @type {HTMLElement[]} */
     this.spans = [];
     inSlices(() => this.#addSome());
@@ -59,7 +70,17 @@ export class HeatMap {
       const newlines = text.match(/\n/g)?.length ?? 0;
       const label = visible(text).replaceAll("\n", "↵");
       const id = `t${Math.random().toString(36).slice(2)}`;
-      const span = h("span", { role: "option", id, class: `token ${level(logprob)}`, "aria-selected": "false", "aria-label": `${label.trim() || shown(text)}, ${percent(logprob)}` }, label || "∅");
+      const span = h(
+        "span",
+        {
+          role: "option",
+          id,
+          class: `token ${level(logprob)}`,
+          "aria-selected": "false",
+          "aria-label": `${label.trim() || shown(text)}, ${percent(logprob)}`,
+        },
+        label || "∅",
+      );
       this.spans.push(span);
       this.text.append(span);
       if (newlines) this.text.append(...Array.from({ length: newlines }, () => document.createElement("br")));
@@ -75,7 +96,14 @@ export class HeatMap {
 
   /** @param {KeyboardEvent} event */
   #key(event) {
-    const steps = /** @type {Record<string, number>} */ ({ ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10, Home: -Infinity, End: Infinity });
+    const steps = /** @type {Record<string, number>} */ ({
+      ArrowRight: 1,
+      ArrowLeft: -1,
+      ArrowDown: 10,
+      ArrowUp: -10,
+      Home: -Infinity,
+      End: Infinity,
+    });
     const step = steps[event.key];
     if (step === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
@@ -93,6 +121,7 @@ export class HeatMap {
     this.text.setAttribute("aria-activedescendant", span.id);
     span.scrollIntoView({ block: "nearest" });
     this.#showDetail(index);
+    this.detail.scrollIntoView({ block: "nearest" });
   }
 
   /** @param {number} index */
@@ -103,20 +132,52 @@ export class HeatMap {
     const place = rank < 0 ? `not among the ${top.length} most probable` : `choice ${rank + 1}`;
     const rows = all.map(([alternative, value]) => {
       const chosen = alternative === text;
-      const bar = h("meter", { min: "0", max: "1", value: String(Math.exp(value)), "aria-label": `Probability of ${shown(alternative)}` });
+      const bar = h("meter", {
+        min: "0",
+        max: "1",
+        value: String(Math.exp(value)),
+        "aria-label": `Probability of ${shown(alternative)}`,
+      });
       const action = chosen
         ? h("span", { class: "chosen" }, "chosen")
         : iconButton("continue", `Continue with ${shown(alternative)}`, () => this.onbranch(index, alternative));
-      return h("tr", { class: chosen ? "chosen-row" : "" }, h("th", { scope: "row" }, h("code", {}, shown(alternative))), h("td", { class: "number" }, percent(value)), h("td", {}, bar), h("td", {}, action));
+      return h(
+        "tr",
+        { class: chosen ? "chosen-row" : "" },
+        h("th", { scope: "row" }, h("code", {}, shown(alternative))),
+        h("td", { class: "number" }, percent(value)),
+        h("td", {}, bar),
+        h("td", {}, action),
+      );
     });
-    const head = h("p", { class: "heat-head" }, h("code", {}, shown(text)), ` ${percent(logprob)} · ${place} · token ${index + 1} of ${this.tokens.length}`);
-    this.detail.replaceChildren(head, h("table", { class: "alternatives" }, h("caption", { class: "visually-hidden" }, "Alternatives"), h("tbody", {}, ...rows)));
+    const head = h(
+      "p",
+      { class: "heat-head" },
+      h("code", {}, shown(text)),
+      ` ${percent(logprob)} · ${place} · token ${index + 1} of ${this.tokens.length}`,
+    );
+    this.detail.replaceChildren(
+      head,
+      h(
+        "table",
+        { class: "alternatives" },
+        h("caption", { class: "visually-hidden" }, "Alternatives"),
+        h("tbody", {}, ...rows),
+      ),
+    );
   }
 }
 
 /** @param {TokenScore[]} tokens */
 function legend(tokens) {
   const mean = tokens.reduce((sum, { logprob }) => sum + logprob, 0) / Math.max(tokens.length, 1);
-  const keys = LEVELS.map(([, name, words]) => h("li", {}, h("span", { class: `token ${name}`, "aria-hidden": "true" }, "abc"), ` ${words}`));
-  return h("div", { class: "heat-legend" }, h("ul", { "aria-label": "Probability of a token" }, ...keys), h("span", {}, `perplexity ${Math.exp(-mean).toFixed(2)}`));
+  const keys = LEVELS.map(([, name, words]) =>
+    h("li", {}, h("span", { class: `token ${name}`, "aria-hidden": "true" }, "abc"), ` ${words}`),
+  );
+  return h(
+    "div",
+    { class: "heat-legend" },
+    h("ul", { "aria-label": "Probability of a token" }, ...keys),
+    h("span", {}, `perplexity ${Math.exp(-mean).toFixed(2)}`),
+  );
 }

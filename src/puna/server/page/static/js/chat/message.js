@@ -32,7 +32,19 @@ export class MessageView {
     this.state = h("div", { class: "state" });
     this.footer = h("footer", { class: "message-footer" });
     this.head = h("header", { class: "message-head" });
-    this.element = h("article", { class: `message ${message.role}`, tabindex: "-1", "data-id": message.id, onkeydown: (/** @type {KeyboardEvent} */ event) => this.#key(event) }, this.head, this.body, this.state, this.footer);
+    this.element = h(
+      "article",
+      {
+        class: `message ${message.role}`,
+        tabindex: "-1",
+        "data-id": message.id,
+        onkeydown: (/** @type {KeyboardEvent} */ event) => this.#key(event),
+      },
+      this.head,
+      this.body,
+      this.state,
+      this.footer,
+    );
     this.markdown = this.isUser ? null : new MarkdownView(this.body);
     this.draw = oncePerFrame(() => this.#draw());
     this.refresh();
@@ -50,7 +62,18 @@ export class MessageView {
 
   #drawUser() {
     const files = (this.message.files ?? []).map(({ name, text }) =>
-      h("details", { class: "file" }, h("summary", {}, icon("file"), h("span", {}, visible(name)), h("span", { class: "size" }, `${count(text.length)} characters`)), h("pre", { tabindex: "0", role: "region", "aria-label": `Contents of ${visible(name)}` }, visible(text))),
+      h(
+        "details",
+        { class: "file" },
+        h(
+          "summary",
+          {},
+          icon("file"),
+          h("span", {}, visible(name)),
+          h("span", { class: "size" }, `${count(text.length)} characters`),
+        ),
+        h("pre", { tabindex: "0", role: "region", "aria-label": `Contents of ${visible(name)}` }, visible(text)),
+      ),
     );
     this.body.replaceChildren(...(this.message.content ? [h("p", {}, visible(this.message.content))] : []), ...files);
   }
@@ -75,7 +98,9 @@ export class MessageView {
     this.element.classList.toggle("streaming", Boolean(generation));
     this.element.setAttribute("aria-busy", String(Boolean(generation)));
     if (!generation) {
-      const error = message.error ? h("p", { class: "error" }, icon("alert"), h("span", {}, visible(message.error))) : null;
+      const error = message.error
+        ? h("p", { class: "error" }, icon("alert"), h("span", {}, visible(message.error)))
+        : null;
       this.state.replaceChildren(...(error ? [error] : []));
       this.live = null;
       return;
@@ -93,7 +118,9 @@ export class MessageView {
     if (progress) {
       this.bar.max = progress.total;
       this.bar.value = progress.done;
-      this.prefill.lastElementChild.textContent = `Reading the prompt: ${count(progress.done)} of ${count(progress.total)} tokens${progress.cached ? `, ${count(progress.cached)} from the cache` : ""}`;
+      const cached = progress.cached ? `, ${count(progress.cached)} from the cache` : "";
+      const text = `Reading the prompt: ${count(progress.done)} of ${count(progress.total)} tokens${cached}`;
+      this.prefill.lastElementChild.textContent = text;
     }
     this.live.textContent = liveFigures(generation);
   }
@@ -106,13 +133,22 @@ export class MessageView {
       buttons.push(iconButton("edit", "Edit", () => this.edit()));
     } else {
       buttons.push(iconButton("refresh", "Answer again", () => pane.regenerate(message)));
-      if (pane.isLast(message)) buttons.push(iconButton("continue", "Continue this answer", () => pane.continueAnswer(message)));
+      if (pane.isLast(message))
+        buttons.push(iconButton("continue", "Continue this answer", () => pane.continueAnswer(message)));
       buttons.push(iconButton("edit", "Edit", () => this.edit()));
-      buttons.push(iconButton("heat", "Token probabilities", () => this.toggleHeat(), { "aria-pressed": String(Boolean(this.heat)) }));
+      buttons.push(
+        iconButton("heat", "Token probabilities", () => this.toggleHeat(), {
+          "aria-pressed": String(Boolean(this.heat)),
+        }),
+      );
       buttons.push(iconButton("code", "Show the request", () => pane.app.showRequest(pane.conversation, message)));
     }
     const text = this.isUser ? [] : figures(message);
-    this.footer.replaceChildren(...this.#branches(), h("div", { class: "actions" }, ...buttons), ...(text.length ? [h("p", { class: "figures" }, text.join(" · "))] : []));
+    this.footer.replaceChildren(
+      ...this.#branches(),
+      h("div", { class: "actions" }, ...buttons),
+      ...(text.length ? [h("p", { class: "figures" }, text.join(" · "))] : []),
+    );
   }
 
   #branches() {
@@ -120,9 +156,24 @@ export class MessageView {
     if (all.length < 2) return [];
     const index = all.indexOf(this.message);
     const step = (/** @type {number} */ offset, /** @type {string} */ name, /** @type {string} */ label) =>
-      iconButton(name, label, () => this.pane.showBranch(all[index + offset], label), { disabled: !all[index + offset] });
-    const place = h("span", { class: "branch-place" }, h("span", { class: "visually-hidden" }, "Version "), `${index + 1} / ${all.length}`);
-    return [h("div", { class: "branches", role: "group", "aria-label": "Versions" }, step(-1, "left", "Previous version"), place, step(1, "right", "Next version"))];
+      iconButton(name, label, () => this.pane.showBranch(all[index + offset], label), {
+        disabled: !all[index + offset],
+      });
+    const place = h(
+      "span",
+      { class: "branch-place" },
+      h("span", { class: "visually-hidden" }, "Version "),
+      `${index + 1} / ${all.length}`,
+    );
+    return [
+      h(
+        "div",
+        { class: "branches", role: "group", "aria-label": "Versions" },
+        step(-1, "left", "Previous version"),
+        place,
+        step(1, "right", "Next version"),
+      ),
+    ];
   }
 
   /** @param {Event} event */
@@ -140,12 +191,20 @@ export class MessageView {
     this.footer.replaceChildren();
     const done = (/** @type {string | null} */ text) => {
       this.editing = false;
-      if (text !== null && text.trim() && text !== this.message.content) return this.pane.acceptEdit(this.message, text);
+      if (text !== null && text.trim() && text !== this.message.content)
+        return this.pane.acceptEdit(this.message, text);
       this.markdown?.clear();
       this.refresh();
       this.element.focus();
     };
-    this.body.replaceChildren(editor(this.message.content, this.isUser ? "Edit your message" : "Edit the answer", this.isUser ? "Send" : "Save", done));
+    this.body.replaceChildren(
+      editor(
+        this.message.content,
+        this.isUser ? "Edit your message" : "Edit the answer",
+        this.isUser ? "Send" : "Save",
+        done,
+      ),
+    );
   }
 
   async toggleHeat() {
@@ -156,8 +215,13 @@ export class MessageView {
       this.refresh();
     } else {
       const tokens = await this.pane.app.library.readScores(this.message.id);
-      if (!tokens.length) return this.pane.app.toast("This answer has no token probabilities. They are requested if the option is on in the settings, and an edit removes them.");
-      this.heat = new HeatMap(tokens, (index, alternative) => this.pane.branchAt(this.message, tokens, index, alternative));
+      if (!tokens.length)
+        return this.pane.app.toast(
+          "This answer has no token probabilities. The settings have an option that requests them; an edit removes them.",
+        );
+      this.heat = new HeatMap(tokens, (index, alternative) =>
+        this.pane.branchAt(this.message, tokens, index, alternative),
+      );
       this.markdown?.clear();
       this.body.classList.remove("prose");
       this.body.replaceChildren(this.heat.element);

@@ -1,12 +1,13 @@
-/** One conversation on the screen: its header, its messages, and the requests that extend it. A comparison has two panes. */
+/** One conversation on the screen: header, messages, and the requests that extend it. A comparison has two panes. */
 
 import { addMessage, path, select } from "../conversation.js";
-import { h, icon, iconButton } from "../dom.js";
+import { h, iconButton } from "../dom.js";
 import { oncePerFrame } from "../frames.js";
 import { visible } from "../markdown/visible.js";
 import { Generation } from "./generation.js";
 import { MessageView } from "./message.js";
 import { count } from "./statistics.js";
+import { welcome } from "./welcome.js";
 
 /** @typedef {import("../conversation.js").Conversation} Conversation */
 /** @typedef {import("../conversation.js").Message} Message */
@@ -37,10 +38,26 @@ export class Pane {
     this.saved = 0;
     this.list = h("div", { class: "messages" });
     this.system = h("div", { class: "system" });
-    this.scroller = h("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": label ? `Conversation ${label}` : "Conversation", onscroll: () => this.#onscroll() }, this.system, this.list);
+    this.scroller = h(
+      "div",
+      {
+        class: "scroller",
+        tabindex: "0",
+        role: "region",
+        "aria-label": label ? `Conversation ${label}` : "Conversation",
+        onscroll: () => this.#onscroll(),
+      },
+      this.system,
+      this.list,
+    );
     this.jump = iconButton("down", "Go to the end", () => this.scrollToEnd(), { class: "jump", hidden: true });
     this.header = h("div", { class: "pane-header" });
-    this.element = h("section", { class: "pane", "aria-label": label ? `Column ${label}` : "Chat" }, this.scroller, this.jump);
+    this.element = h(
+      "section",
+      { class: "pane", "aria-label": label ? `Column ${label}` : "Chat" },
+      this.scroller,
+      this.jump,
+    );
     this.drawHeader();
     this.drawMessages();
     this.scrollToEnd();
@@ -53,22 +70,54 @@ export class Pane {
   drawHeader() {
     const { app, conversation } = this;
     const name = this.label ? `Model of column ${this.label}` : "Model";
-    const choice = h("select", { class: "model-choice", "aria-label": name, onchange: () => this.#chooseModel(choice.value) });
+    const choice = h("select", {
+      class: "model-choice",
+      "aria-label": name,
+      onchange: () => this.#chooseModel(choice.value),
+    });
     const known = app.models.some(({ id }) => id === conversation.model);
-    if (conversation.model && !known) choice.append(h("option", { value: conversation.model }, `${conversation.model} (not on this server)`));
-    for (const [group, adapters] of /** @type {[string, boolean][]} */ ([["Models", false], ["Adapters", true]])) {
+    if (conversation.model && !known)
+      choice.append(h("option", { value: conversation.model }, `${conversation.model} (not on this server)`));
+    for (const [group, adapters] of /** @type {[string, boolean][]} */ ([
+      ["Models", false],
+      ["Adapters", true],
+    ])) {
       const models = app.models.filter(({ parent }) => (parent !== null) === adapters);
-      if (models.length) choice.append(h("optgroup", { label: group }, ...models.map(({ id }) => h("option", { value: id }, visible(id)))));
+      if (models.length)
+        choice.append(
+          h("optgroup", { label: group }, ...models.map(({ id }) => h("option", { value: id }, visible(id)))),
+        );
     }
     choice.value = conversation.model || this.model?.id || "";
     this.gauge = h("div", { class: "gauge" });
-    const settings = iconButton("sliders", this.label ? `Settings of column ${this.label}` : "Settings of this conversation", () => app.editSettings(this));
-    const keep = this.label ? h("button", { type: "button", class: "button small", onclick: () => app.endComparison(this) }, `Keep ${this.label}`) : null;
+    const settings = iconButton(
+      "sliders",
+      this.label ? `Settings of column ${this.label}` : "Settings of this conversation",
+      () => app.editSettings(this),
+    );
+    const keep = this.label
+      ? h(
+          "button",
+          { type: "button", class: "button small", onclick: () => app.endComparison(this) },
+          `Keep ${this.label}`,
+        )
+      : null;
     const mark = this.label ? h("span", { class: "side-mark", "aria-hidden": "true" }, this.label) : null;
     this.header.replaceChildren(...[mark, choice, this.gauge, settings, keep].filter((item) => item !== null));
     this.#drawGauge();
     const prompt = conversation.system;
-    this.system.replaceChildren(...(prompt ? [h("button", { type: "button", class: "system-chip", onclick: () => app.editSettings(this) }, h("span", { class: "system-label" }, "System"), h("span", { class: "system-text" }, visible(prompt)))] : []));
+    this.system.replaceChildren(
+      ...(prompt
+        ? [
+            h(
+              "button",
+              { type: "button", class: "system-chip", onclick: () => app.editSettings(this) },
+              h("span", { class: "system-label" }, "System"),
+              h("span", { class: "system-text" }, visible(prompt)),
+            ),
+          ]
+        : []),
+    );
   }
 
   /** @param {string} model */
@@ -85,8 +134,19 @@ export class Pane {
     const used = usage?.total_tokens ?? 0;
     if (!context) return this.gauge.replaceChildren();
     const label = `${count(used)} of ${count(context)} tokens of the context`;
-    const bar = h("meter", { min: "0", max: String(context), high: String(0.85 * context), optimum: "0", value: String(used), "aria-label": label, title: label });
-    this.gauge.replaceChildren(bar, h("span", { class: "gauge-text", "aria-hidden": "true" }, `${count(used)} / ${count(context)}`));
+    const bar = h("meter", {
+      min: "0",
+      max: String(context),
+      high: String(0.85 * context),
+      optimum: "0",
+      value: String(used),
+      "aria-label": label,
+      title: label,
+    });
+    this.gauge.replaceChildren(
+      bar,
+      h("span", { class: "gauge-text", "aria-hidden": "true" }, `${count(used)} / ${count(context)}`),
+    );
   }
 
   drawMessages() {
@@ -101,7 +161,10 @@ export class Pane {
       }
       return view.element;
     });
-    if (elements.some((element, index) => this.list.children[index] !== element) || this.list.children.length !== elements.length) {
+    if (
+      elements.some((element, index) => this.list.children[index] !== element) ||
+      this.list.children.length !== elements.length
+    ) {
       this.list.replaceChildren(...elements);
     }
     this.element.classList.toggle("empty", !messages.length);
@@ -154,7 +217,11 @@ export class Pane {
    */
   send(content, files) {
     const parent = path(this.conversation).at(-1) ?? null;
-    const message = addMessage(this.conversation, parent, { role: "user", content, ...(files.length ? { files } : {}) });
+    const message = addMessage(this.conversation, parent, {
+      role: "user",
+      content,
+      ...(files.length ? { files } : {}),
+    });
     return this.#answer(message);
   }
 
@@ -162,9 +229,12 @@ export class Pane {
   #newAnswer(parent, content = "") {
     const { conversation } = this;
     return addMessage(conversation, parent, {
-      role: "assistant", content, model: conversation.model || this.model?.id || "",
-      system: conversation.system, parameters: structuredClone(conversation.sampling),
-    }); // prettier-ignore
+      role: "assistant",
+      content,
+      model: conversation.model || this.model?.id || "",
+      system: conversation.system,
+      parameters: structuredClone(conversation.sampling),
+    });
   }
 
   /** @param {Message} user */
@@ -186,7 +256,9 @@ export class Pane {
     message.system = this.conversation.system;
     message.parameters = structuredClone(this.conversation.sampling);
     message.model = this.conversation.model || message.model;
-    return this.#generate(message, message.edited ? [] : await this.app.library.readScores(message.id));
+    await this.#generate(message, message.edited ? [] : await this.app.library.readScores(message.id));
+    if (message.content.length === message.continued && !message.error)
+      this.app.toast("The model added nothing: for it, the answer is complete.");
   }
 
   /**
@@ -219,7 +291,15 @@ export class Pane {
       const edited = addMessage(this.conversation, parent, { role: "user", content, ...(files ? { files } : {}) });
       return this.#answer(edited);
     }
-    const edited = addMessage(this.conversation, parent, { role: "assistant", content, model, system, parameters, edited: true, finish: "stop" });
+    const edited = addMessage(this.conversation, parent, {
+      role: "assistant",
+      content,
+      model,
+      system,
+      parameters,
+      edited: true,
+      finish: "stop",
+    });
     this.app.save(this.conversation);
     this.drawMessages();
     this.views.get(edited.id)?.element.focus();
@@ -235,7 +315,9 @@ export class Pane {
     this.app.save(this.conversation);
     this.drawMessages();
     const view = this.views.get(message.id);
-    const button = /** @type {HTMLElement | null} */ (view?.element.querySelector(`[aria-label="${focus}"]:not(:disabled)`));
+    const button = /** @type {HTMLElement | null} */ (
+      view?.element.querySelector(`[aria-label="${focus}"]:not(:disabled)`)
+    );
     (button ?? view?.element)?.focus();
     this.app.announcer.say(view?.element.querySelector(".branch-place")?.textContent ?? "");
   }
@@ -274,7 +356,10 @@ export class Pane {
     await app.library.saveScores(message.id, scores);
     this.drawMessages();
     view.refresh();
-    announcer?.finish(message.content, message.error ? `Error: ${message.error}` : message.finish === "stopped" ? "Stopped." : "Answer complete.");
+    announcer?.finish(
+      message.content,
+      message.error ? `Error: ${message.error}` : message.finish === "stopped" ? "Stopped." : "Answer complete.",
+    );
     app.save(conversation);
     app.onbusy();
   }
@@ -297,15 +382,4 @@ export class Pane {
   messageOf(element) {
     return this.conversation.messages[/** @type {HTMLElement | undefined} */ (element)?.dataset.id ?? ""] ?? null;
   }
-}
-
-const EXAMPLES = ["Explain a matrix as if I could draw it", "Write a haiku about high grassland", "What is 17 × 23? Show the steps."];
-
-/** @param {Pane} pane */
-function welcome(pane) {
-  const examples = EXAMPLES.map((text) => h("button", { type: "button", class: "example", onclick: () => pane.app.composer.fill(text) }, text));
-  const name = pane.model ? visible(pane.model.id) : "the model";
-  return h("div", { class: "welcome" }, h("h2", {}, pane.label ? `Column ${pane.label}` : "What would you like to ask?"),
-    h("p", {}, pane.label ? `Answers of ${name} appear here.` : `You are talking to ${name}. Everything stays between this browser and your server.`),
-    pane.label ? null : h("div", { class: "examples" }, icon("send"), ...examples)); // prettier-ignore
 }

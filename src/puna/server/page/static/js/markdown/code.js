@@ -26,7 +26,12 @@ function frame(language, content, text) {
   });
   const name = language || "text";
   const pre = h("pre", { tabindex: "0", role: "region", "aria-label": `Code, ${name}` }, content);
-  return h("div", { class: "code-block" }, h("div", { class: "code-head" }, h("span", { class: "code-language" }, name), copy), pre);
+  return h(
+    "div",
+    { class: "code-block" },
+    h("div", { class: "code-head" }, h("span", { class: "code-language" }, name), copy),
+    pre,
+  );
 }
 
 /**

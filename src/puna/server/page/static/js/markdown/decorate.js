@@ -5,7 +5,7 @@ import { codeBlock } from "./code.js";
 import { renderMath } from "./math.js";
 
 /**
- * Models choose heading levels freely. Here an answer's headings start at h3, below the headings of the page, and a level
+ * Models choose heading levels freely. Here the headings of an answer start at h3, below those of the page, and a level
  * is at most one deeper than the heading before it.
  * @typedef {{level: number}} Outline
  */

@@ -1,10 +1,16 @@
-/** GitHub-flavoured markdown to HTML text. Raw HTML is ordinary text, images are links, formulas become placeholders. */
+/** GitHub-flavoured markdown to HTML text. Raw HTML is ordinary text, images are links, formulas are placeholders. */
 
 import { Lexer, Marked } from "../../vendor/marked/marked.esm.js";
 
 /** @typedef {{type: string, raw: string, [key: string]: any}} Token */
 
-const ESCAPES = /** @type {Record<string, string>} */ ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" });
+const ESCAPES = /** @type {Record<string, string>} */ ({
+  "&": "&amp;",
+  "<": "&lt;",
+  ">": "&gt;",
+  '"': "&quot;",
+  "'": "&#39;",
+});
 const escape = (/** @type {string} */ text) => text.replace(/[&<>"']/g, (character) => ESCAPES[character]);
 
 const ALLOWED_LINK = /^(?:https?:\/\/|mailto:)/i;
@@ -52,20 +58,25 @@ marked.use({
   extensions: [
     formula("block", /\n {0,3}(?:\$\$|\\\[)/, /^ {0,3}(?:\$\$([^$]{1,4000}?)\$\$|\\\[([^]{1,4000}?)\\\]) *(?:\n|$)/),
     // As in pandoc: "$" opens before and closes after a character that is not a space, and "$5 and $6" is text.
-    formula("inline", /\$|\\[([]/, /^(?:\$\$([^$\n]{1,2000})\$\$|\$(?![\s$])((?:\\.|[^$\\\n]){0,1000}?(?:\\.|[^\s$\\]))\$(?![\d$])|\\\(([^\n]{1,2000}?)\\\)|\\\[([^\n]{1,2000}?)\\\])/),
+    formula(
+      "inline",
+      /\$|\\[([]/,
+      /^(?:\$\$([^$\n]{1,2000})\$\$|\$(?![\s$])((?:\\.|[^$\\\n]){0,1000}?(?:\\.|[^\s$\\]))\$(?![\d$])|\\\(([^\n]{1,2000}?)\\\)|\\\[([^\n]{1,2000}?)\\\])/,
+    ),
   ],
   tokenizer: {
     html: () => undefined,
     tag: () => undefined,
   },
   renderer: {
-    html: ({ text }) => escape(text),
-    image: ({ href, text }) => link(href, `🖼 ${escape(text || href)}`),
+    html: (/** @type {any} */ { text }) => escape(text),
+    image: (/** @type {any} */ { href, text }) => link(href, `🖼 ${escape(text || href)}`),
     link(/** @type {any} */ { href, tokens }) {
       return link(href, /** @type {any} */ (this).parser.parseInline(tokens));
     },
-    checkbox: ({ checked }) => (checked ? "☑ " : "☐ "),
-    code: ({ text, lang }) => `<pre><code class="language-${escape(/^[\w+#.-]*/.exec(lang ?? "")?.[0] ?? "")}">${escape(text)}\n</code></pre>`,
+    checkbox: (/** @type {any} */ { checked }) => (checked ? "☑ " : "☐ "),
+    code: (/** @type {any} */ { text, lang }) =>
+      `<pre><code class="language-${escape(/^[\w+#.-]*/.exec(lang ?? "")?.[0] ?? "")}">${escape(text)}\n</code></pre>`,
   },
 });
 
@@ -80,7 +91,7 @@ const DEEP = /^[ \t]*(?:>[ \t]*|(?:[-+*]|\d{1,9}[.)])[ \t]+){16}/m;
 export function lex(source, links) {
   if (DEEP.test(source)) return [{ type: "plain", raw: source }];
   const lexer = new Lexer(/** @type {any} */ (marked.defaults));
-  lexer.tokens.links = links;
+  /** @type {any} */ (lexer.tokens).links = links;
   return /** @type {Token[]} */ ([...lexer.lex(source)]);
 }
 

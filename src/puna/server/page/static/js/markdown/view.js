@@ -1,6 +1,6 @@
 /**
- * Shows markdown that grows. Finished blocks are final; only the last block is parsed again when text arrives. Long lists,
- * tables, paragraphs and quotes are split, so that the text to parse stays short.
+ * Shows markdown that grows. Finished blocks are final; only the last block is parsed again when text arrives. Long
+ * lists, tables, paragraphs and quotes are split, so that the text to parse stays short.
  */
 
 import { codeBlock, GrowingCode } from "./code.js";
@@ -14,7 +14,7 @@ import { visible } from "./visible.js";
 /** Characters from which a block is split. Parsing and laying out this much takes a few milliseconds. */
 const SPLIT = 2000;
 
-/** Characters that are parsed in one call: a long stored answer is shown in slices. A block that cannot be split gets more. */
+/** Characters that are parsed in one call, so that a long stored answer is shown in slices; more for a longer block. */
 const WINDOW = 4000;
 
 /** Characters after SPLIT in which the end of a sentence is preferred; as many again in which a space is. */
@@ -44,29 +44,48 @@ const TEXTS = new Set(["paragraph", "blockquote"]);
  */
 
 export class MarkdownView {
+  text = "";
+  finished = false;
+  /** Length of the text whose blocks are final. */
+  committed = 0;
+  window = WINDOW;
+  /** @type {ChildNode[]} the elements of the last block */
+  tail = [];
+  tailSource = "";
+  /** @type {GrowingCode | null} */
+  code = null;
+  /** @type {Continuation | null} */
+  continuation = null;
+  /** @type {Record<string, any>} definitions of reference links */
+  links = Object.create(null);
+  /** Headings of the final blocks, and with those of the last block. */
+  outline = newOutline();
+  pendingOutline = newOutline();
+
   /** @param {Element} container */
   constructor(container) {
     this.container = container;
     this.clear();
   }
 
+  /** Removes everything that is shown. */
   clear() {
     this.container.replaceChildren();
-    this.text = "";
-    this.finished = false;
-    /** Length of the text whose blocks are final. */
-    this.committed = 0;
-    this.window = WINDOW;
-    /** @type {ChildNode[]} the elements of the last block */
-    this.tail = [];
-    this.tailSource = "";
-    /** @type {GrowingCode | null} */
-    this.code = null;
-    /** @type {Continuation | null} */
-    this.continuation = null;
-    /** @type {Record<string, any>} definitions of reference links */
-    this.links = Object.create(null);
-    this.outline = newOutline();
+    Object.assign(this, {
+      text: "",
+      finished: false,
+      committed: 0,
+      window: WINDOW,
+      tail: [],
+      tailSource: "",
+      code: null,
+    });
+    Object.assign(this, {
+      continuation: null,
+      links: Object.create(null),
+      outline: newOutline(),
+      pendingOutline: newOutline(),
+    });
   }
 
   /**
@@ -94,7 +113,10 @@ export class MarkdownView {
     const mark = fence[1];
     const body = fence[0].length;
     // While the answer arrives, the closing line counts once its end has arrived: "```" may become "```python".
-    const closing = new RegExp(`^ {0,3}${mark[0]}{${mark.length},}[ \\t]*${this.finished ? "(?:\\n|$(?![^]))" : "\\n"}`, "m");
+    const closing = new RegExp(
+      `^ {0,3}${mark[0]}{${mark.length},}[ \\t]*${this.finished ? "(?:\\n|$(?![^]))" : "\\n"}`,
+      "m",
+    );
     const match = closing.exec(rest.slice(body));
     if (match || this.finished) {
       const end = match ? body + match.index : rest.length;
@@ -125,7 +147,7 @@ export class MarkdownView {
       return true;
     }
     let last = tokens.findLastIndex((token) => token.type !== "space");
-    // A long text is split even if its end has arrived, so that blocks do not depend on the times at which text arrives.
+    // A long text is split even if its end has arrived, so that blocks do not depend on when text arrives.
     const long = tokens.findIndex((token, index) => index < last && TEXTS.has(token.type) && splitBlock(token));
     if (long >= 0) last = long;
     if (last > 0) {
@@ -140,7 +162,12 @@ export class MarkdownView {
       const parent = this.continuation?.parent ?? this.#growingParent(tokens[0].type);
       this.#commit(split.length - prefix.length);
       if (parent && !TEXTS.has(tokens[0].type)) {
-        this.continuation = { type: /** @type {any} */ (tokens[0].type), ordered: Boolean(tokens[0].ordered), parent, prefix: split.prefix ?? "" };
+        this.continuation = {
+          type: /** @type {any} */ (tokens[0].type),
+          ordered: Boolean(tokens[0].ordered),
+          parent,
+          prefix: split.prefix ?? "",
+        };
       }
       return true;
     }
@@ -211,7 +238,7 @@ export class MarkdownView {
   /** @param {number} length of the source of the elements that become final */
   #commit(length) {
     this.committed += length;
-    this.outline = this.pendingOutline ?? this.outline;
+    this.outline = this.pendingOutline;
     this.tail = [];
     this.tailSource = "";
     this.continuation = null;

@@ -1,8 +1,9 @@
 /** Makes invisible characters visible. They can reverse text, hide instructions or imitate another name. */
 
 /** C0 and C1 controls except tab and line feed, the marks, embeddings and isolates of bidirectional text, invisible
- * separators, and the tag characters that encode hidden ASCII. Joiners (U+200C, U+200D) stay: scripts and emoji need them. */
-const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]/gu;
+ * separators, and the tag characters that encode hidden ASCII. Joiners (U+200C, U+200D) stay, for scripts and emoji. */
+const HIDDEN =
+  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]/gu;
 
 /**
  * @param {string} text

@@ -11,9 +11,17 @@ import { h, iconButton } from "../dom.js";
 export function openDialog(title, content, options = {}) {
   const id = `dialog-${document.querySelectorAll("dialog").length}`;
   const returnTo = /** @type {HTMLElement | null} */ (document.activeElement);
-  const dialog = h("dialog", { class: `dialog ${options.class ?? ""}`, "aria-labelledby": id },
-    h("div", { class: "dialog-head" }, h("h2", { id }, title), iconButton("close", "Close", () => dialog.close())),
-    h("div", { class: "dialog-body" }, ...content)); // prettier-ignore
+  const dialog = h(
+    "dialog",
+    { class: `dialog ${options.class ?? ""}`, "aria-labelledby": id },
+    h(
+      "div",
+      { class: "dialog-head" },
+      h("h2", { id }, title),
+      iconButton("close", "Close", () => dialog.close()),
+    ),
+    h("div", { class: "dialog-body" }, ...content),
+  );
   dialog.addEventListener("close", () => {
     dialog.remove();
     options.onclose?.();
@@ -40,7 +48,15 @@ export function confirmDialog(title, question, action) {
       accepted = true;
       dialog.close();
     };
-    const buttons = h("div", { class: "dialog-buttons" }, h("button", { type: "button", class: "button", onclick: () => dialog.close() }, "Cancel"), h("button", { type: "button", class: "button danger", onclick: accept }, action));
-    const dialog = openDialog(title, [h("p", {}, question), buttons], { class: "narrow", onclose: () => resolve(accepted) });
+    const buttons = h(
+      "div",
+      { class: "dialog-buttons" },
+      h("button", { type: "button", class: "button", onclick: () => dialog.close() }, "Cancel"),
+      h("button", { type: "button", class: "button danger", onclick: accept }, action),
+    );
+    const dialog = openDialog(title, [h("p", {}, question), buttons], {
+      class: "narrow",
+      onclose: () => resolve(accepted),
+    });
   });
 }

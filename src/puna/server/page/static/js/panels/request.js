@@ -24,7 +24,13 @@ export function showRequest(conversation, message) {
     Python: [pythonSnippet(url, body, key), "python"],
   });
   const panel = h("div", { role: "tabpanel", id: "request-panel", "aria-labelledby": "tab-JSON" });
-  const tabs = Object.keys(texts).map((name) => h("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": "request-panel", onclick: () => choose(name) }, name));
+  const tabs = Object.keys(texts).map((name) =>
+    h(
+      "button",
+      { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": "request-panel", onclick: () => choose(name) },
+      name,
+    ),
+  );
   const choose = (/** @type {string} */ name) => {
     for (const tab of tabs) {
       tab.setAttribute("aria-selected", String(tab.id === `tab-${name}`));
@@ -43,9 +49,19 @@ export function showRequest(conversation, message) {
     next.focus();
   };
   choose("JSON");
-  const list = h("div", { role: "tablist", class: "tabs", "aria-label": "Form of the request", onkeydown: move }, ...tabs);
+  const list = h(
+    "div",
+    { role: "tablist", class: "tabs", "aria-label": "Form of the request", onkeydown: move },
+    ...tabs,
+  );
   const fingerprint = message.fingerprint
-    ? h("p", { class: "hint" }, "System fingerprint: ", h("code", {}, visible(message.fingerprint)), ". The same fingerprint, request and seed give the same answer.")
+    ? h(
+        "p",
+        { class: "hint" },
+        "System fingerprint: ",
+        h("code", {}, visible(message.fingerprint)),
+        ". The same fingerprint, request and seed give the same answer.",
+      )
     : null;
   const note = message.edited ? h("p", { class: "hint" }, "A person edited the text of this answer.") : null;
   openDialog("Request of this answer", [list, panel, note, fingerprint], { class: "wide" });

@@ -27,16 +27,53 @@ export class Sidebar {
   constructor(app, element) {
     this.app = app;
     this.element = element;
-    this.search = h("input", { type: "search", placeholder: "Search", "aria-label": "Search the conversations", oninput: () => this.draw() });
+    this.search = h("input", {
+      type: "search",
+      placeholder: "Search",
+      "aria-label": "Search the conversations",
+      oninput: () => this.draw(),
+    });
     this.list = h("div", { class: "conversation-list" });
     this.found = h("p", { class: "visually-hidden", role: "status" });
-    this.picker = h("input", { type: "file", accept: ".json,application/json", class: "visually-hidden", tabindex: "-1", "aria-label": "File to import", onchange: () => this.#importPicked() });
-    const brand = h("div", { class: "brand" }, h("img", { src: "page/icon.svg", alt: "", width: "28", height: "28" }), h("span", {}, "puna"), iconButton("close", "Close the list", () => app.toggleSidebar(false), { class: "only-narrow" }));
-    const create = h("button", { type: "button", class: "button new-chat", onclick: () => app.create() }, icon("plus"), "New conversation");
+    this.picker = h("input", {
+      type: "file",
+      accept: ".json,application/json",
+      class: "visually-hidden",
+      tabindex: "-1",
+      "aria-label": "File to import",
+      onchange: () => this.#importPicked(),
+    });
+    const brand = h(
+      "div",
+      { class: "brand" },
+      h("img", { src: "page/icon.svg", alt: "", width: "28", height: "28" }),
+      h("span", {}, "puna"),
+      iconButton("close", "Close the list", () => app.toggleSidebar(false), { class: "only-narrow" }),
+    );
+    const create = h(
+      "button",
+      { type: "button", class: "button new-chat", onclick: () => app.create() },
+      icon("plus"),
+      "New conversation",
+    );
     const field = h("div", { class: "search" }, icon("search"), this.search);
-    const foot = h("div", { class: "sidebar-foot" },
-      h("button", { type: "button", class: "text-button", onclick: () => this.picker.click() }, icon("upload"), "Import"),
-      h("button", { type: "button", class: "text-button", onclick: () => exportDialog(app) }, icon("download"), "Export"), this.picker); // prettier-ignore
+    const foot = h(
+      "div",
+      { class: "sidebar-foot" },
+      h(
+        "button",
+        { type: "button", class: "text-button", onclick: () => this.picker.click() },
+        icon("upload"),
+        "Import",
+      ),
+      h(
+        "button",
+        { type: "button", class: "text-button", onclick: () => exportDialog(app) },
+        icon("download"),
+        "Export",
+      ),
+      this.picker,
+    );
     element.append(brand, create, field, this.found, this.list, foot);
   }
 
@@ -49,7 +86,9 @@ export class Sidebar {
   draw() {
     const query = this.search.value.trim();
     const all = this.app.library.list();
-    const shown = query ? all.filter((conversation) => this.app.library.sides(conversation).some((side) => matches(side, query))) : all;
+    const shown = query
+      ? all.filter((conversation) => this.app.library.sides(conversation).some((side) => matches(side, query)))
+      : all;
     this.found.textContent = query ? `${shown.length} found` : "";
     /** @type {Map<string, Conversation[]>} */
     const groups = new Map();
@@ -57,8 +96,14 @@ export class Sidebar {
       const name = period(conversation.updated);
       groups.set(name, [...(groups.get(name) ?? []), conversation]);
     }
-    const sections = [...groups].map(([name, items]) => h("section", {}, h("h2", {}, name), h("ul", {}, ...items.map((item) => this.#item(item, query)))));
-    const empty = h("p", { class: "hint" }, query ? "Nothing found." : "Your conversations will be listed here. They are stored in this browser only.");
+    const sections = [...groups].map(([name, items]) =>
+      h("section", {}, h("h2", {}, name), h("ul", {}, ...items.map((item) => this.#item(item, query)))),
+    );
+    const empty = h(
+      "p",
+      { class: "hint" },
+      query ? "Nothing found." : "Your conversations will be listed here. They are stored in this browser only.",
+    );
     this.list.replaceChildren(...(sections.length ? sections : [empty]));
   }
 
@@ -69,9 +114,23 @@ export class Sidebar {
   #item(conversation, query) {
     const title = visible(conversation.title || "New conversation");
     const current = this.app.conversation?.id === conversation.id;
-    const open = h("button", { type: "button", class: "open", "aria-current": current ? "page" : null, onclick: () => this.app.open(conversation) },
-      conversation.pair ? icon("columns") : null, h("span", { class: "item-title" }, conversation.pair ? h("span", { class: "visually-hidden" }, "Comparison: ") : null, title),
-      query ? excerpt(conversation, query) : null); // prettier-ignore
+    const open = h(
+      "button",
+      {
+        type: "button",
+        class: "open",
+        "aria-current": current ? "page" : null,
+        onclick: () => this.app.open(conversation),
+      },
+      conversation.pair ? icon("columns") : null,
+      h(
+        "span",
+        { class: "item-title" },
+        conversation.pair ? h("span", { class: "visually-hidden" }, "Comparison: ") : null,
+        title,
+      ),
+      query ? excerpt(conversation, query) : null,
+    );
     const remove = iconButton("trash", `Delete ${title}`, () => this.app.remove(conversation), { class: "delete" });
     return h("li", { class: current ? "current" : "" }, open, remove);
   }
@@ -89,7 +148,13 @@ function excerpt(conversation, query) {
     if (index < 0) continue;
     const before = content.slice(Math.max(0, index - 24), index);
     const after = content.slice(index + word.length, index + word.length + 40);
-    return h("span", { class: "excerpt" }, visible(before).replace(/\s+/g, " "), h("mark", {}, visible(content.slice(index, index + word.length))), visible(after).replace(/\s+/g, " "));
+    return h(
+      "span",
+      { class: "excerpt" },
+      visible(before).replace(/\s+/g, " "),
+      h("mark", {}, visible(content.slice(index, index + word.length))),
+      visible(after).replace(/\s+/g, " "),
+    );
   }
   return null;
 }

@@ -14,7 +14,13 @@ export class TopBar {
    */
   constructor(app, element) {
     this.app = app;
-    this.title = h("input", { class: "title", "aria-label": "Title of the conversation", maxlength: "200", placeholder: "New conversation", onchange: () => this.#rename() });
+    this.title = h("input", {
+      class: "title",
+      "aria-label": "Title of the conversation",
+      maxlength: "200",
+      placeholder: "New conversation",
+      onchange: () => this.#rename(),
+    });
     this.title.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
       if (event.key === "Enter") app.composer.field.focus();
     });

@@ -20,7 +20,9 @@ export function exportDialog(app) {
   everything.addEventListener("change", () => boxes.forEach(({ box }) => (box.checked = everything.checked)));
   const run = async (/** @type {Event} */ event) => {
     event.preventDefault();
-    const chosen = boxes.filter(({ box }) => box.checked).flatMap(({ conversation }) => app.library.sides(conversation));
+    const chosen = boxes
+      .filter(({ box }) => box.checked)
+      .flatMap(({ conversation }) => app.library.sides(conversation));
     if (!chosen.length) return app.toast("Choose at least one conversation.");
     const text = JSON.stringify(await exportDocument(app.library, chosen), null, 1);
     const url = URL.createObjectURL(new Blob([text], { type: "application/json" }));
@@ -28,11 +30,14 @@ export function exportDialog(app) {
     setTimeout(() => URL.revokeObjectURL(url), 10_000);
     dialog.close();
   };
-  const form = h("form", { class: "fields", onsubmit: run },
+  const form = h(
+    "form",
+    { class: "fields", onsubmit: run },
     h("div", { class: "check" }, everything, h("label", { for: "export-all" }, "All conversations")),
     h("ul", { class: "export-list", "aria-label": "Conversations" }, ...boxes.map(({ element }) => element)),
     h("p", { class: "hint" }, "The file contains texts, versions, times, models, parameters and token probabilities."),
-    h("div", { class: "dialog-buttons" }, h("button", { type: "submit", class: "button primary" }, "Export"))); // prettier-ignore
+    h("div", { class: "dialog-buttons" }, h("button", { type: "submit", class: "button primary" }, "Export")),
+  );
   const dialog = openDialog("Export conversations", [form], { class: "narrow" });
 }
 

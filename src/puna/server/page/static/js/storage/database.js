@@ -33,7 +33,7 @@ class MemoryStore {
   async all() {
     return structuredClone([...this.values.values()]);
   }
-  async put(/** @type {{id: string}} */ value) {
+  async put(/** @type {any} */ value) {
     this.values.set(value.id, structuredClone(value));
   }
   async delete(/** @type {string[]} */ keys) {
@@ -60,7 +60,7 @@ class IndexedStore {
   all() {
     return result(this.store("readonly").getAll());
   }
-  async put(/** @type {{id: string}} */ value) {
+  async put(/** @type {any} */ value) {
     await result(this.store("readwrite").put(value));
   }
   async delete(/** @type {string[]} */ keys) {
@@ -77,7 +77,11 @@ export async function openDatabase() {
     const request = indexedDB.open(NAME, VERSION);
     request.onupgradeneeded = () => STORES.forEach((name) => request.result.createObjectStore(name, { keyPath: "id" }));
     const database = await result(request);
-    return { conversations: new IndexedStore(database, "conversations"), tokens: new IndexedStore(database, "tokens"), persistent: true };
+    return {
+      conversations: new IndexedStore(database, "conversations"),
+      tokens: new IndexedStore(database, "tokens"),
+      persistent: true,
+    };
   } catch {
     return { conversations: new MemoryStore(), tokens: new MemoryStore(), persistent: false };
   }

@@ -1,9 +1,13 @@
 /** All conversations of this browser: the list in memory, and its copy in the database. */
 
+import { pacer } from "../frames.js";
 import { openDatabase } from "./database.js";
 
 /** @typedef {import("../conversation.js").Conversation} Conversation */
 /** @typedef {import("../conversation.js").TokenScore} TokenScore */
+
+/** Scores in one JSON text. The database copies texts quickly; 10,000 objects would take longer than a frame. */
+const PART = 500;
 
 export class Library {
   /** @param {Awaited<ReturnType<typeof openDatabase>>} database */
@@ -20,13 +24,16 @@ export class Library {
 
   static async open() {
     const library = new Library(await openDatabase());
-    for (const conversation of await library.database.conversations.all()) library.conversations.set(conversation.id, conversation);
+    for (const conversation of await library.database.conversations.all())
+      library.conversations.set(conversation.id, conversation);
     return library;
   }
 
   /** @returns {Conversation[]} without the second sides of comparisons, the latest first */
   list() {
-    return [...this.conversations.values()].filter((conversation) => !conversation.side).sort((a, b) => b.updated - a.updated);
+    return [...this.conversations.values()]
+      .filter((conversation) => !conversation.side)
+      .sort((a, b) => b.updated - a.updated);
   }
 
   /**
@@ -51,7 +58,13 @@ export class Library {
    */
   async saveScores(message, tokens) {
     this.scores.set(message, tokens);
-    await this.database.tokens.put({ id: message, tokens });
+    const parts = [];
+    const pause = pacer();
+    for (let start = 0; start < tokens.length; start += PART) {
+      parts.push(JSON.stringify(tokens.slice(start, start + PART)));
+      await pause();
+    }
+    await this.database.tokens.put({ id: message, parts });
   }
 
   /**
@@ -61,7 +74,8 @@ export class Library {
   async readScores(message) {
     let tokens = this.scores.get(message);
     if (!tokens) {
-      tokens = /** @type {any} */ (await this.database.tokens.get(message))?.tokens ?? [];
+      const stored = /** @type {any} */ (await this.database.tokens.get(message));
+      tokens = (stored?.parts ?? []).flatMap((/** @type {string} */ part) => JSON.parse(part));
       this.scores.set(message, /** @type {TokenScore[]} */ (tokens));
     }
     return /** @type {TokenScore[]} */ (tokens);

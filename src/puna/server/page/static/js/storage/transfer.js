@@ -1,4 +1,4 @@
-/** Export and import as JSON. A file is data of unknown origin: its shape and size are checked, other keys are dropped. */
+/** Export and import as JSON. A file is data of unknown origin: shape and size are checked, other keys are dropped. */
 
 import { duplicate, ROOT } from "../conversation.js";
 
@@ -17,7 +17,17 @@ export const LIMITS = {
   stops: 16,
 };
 
-const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "max_completion_tokens", "seed"];
+const NUMBERS = [
+  "temperature",
+  "top_p",
+  "top_k",
+  "min_p",
+  "repetition_penalty",
+  "frequency_penalty",
+  "presence_penalty",
+  "max_completion_tokens",
+  "seed",
+];
 const USAGE = ["prompt_tokens", "completion_tokens", "total_tokens"];
 
 /**
@@ -88,7 +98,9 @@ function readSampling(value, place) {
   const sampling = {};
   for (const name of NUMBERS) if (value[name] !== undefined) sampling[name] = number(value[name], `${place}.${name}`);
   if (value.stop !== undefined) {
-    sampling.stop = list(value.stop, `${place}.stop`, LIMITS.stops).map((/** @type {any} */ item) => text(item, `${place}.stop`, 1000));
+    sampling.stop = list(value.stop, `${place}.stop`, LIMITS.stops).map((/** @type {any} */ item) =>
+      text(item, `${place}.stop`, 1000),
+    );
   }
   if (value.probabilities !== undefined) sampling.probabilities = value.probabilities === true;
   return sampling;
@@ -103,7 +115,8 @@ function readUsage(value, place) {
   /** @type {any} */
   const usage = Object.fromEntries(USAGE.map((name) => [name, number(value[name], `${place}.${name}`)]));
   const cached = value.prompt_tokens_details?.cached_tokens;
-  if (cached !== undefined && cached !== null) usage.prompt_tokens_details = { cached_tokens: number(cached, `${place}.cached_tokens`) };
+  if (cached !== undefined && cached !== null)
+    usage.prompt_tokens_details = { cached_tokens: number(cached, `${place}.cached_tokens`) };
   return usage;
 }
 
@@ -138,7 +151,10 @@ function readMessage(value, place) {
   if (value.usage !== undefined) message.usage = readUsage(value.usage, `${place}.usage`);
   if (value.timing !== undefined) {
     object(value.timing, `${place}.timing`);
-    message.timing = { first: number(value.timing.first, `${place}.timing.first`), total: number(value.timing.total, `${place}.timing.total`) };
+    message.timing = {
+      first: number(value.timing.first, `${place}.timing.first`),
+      total: number(value.timing.total, `${place}.timing.total`),
+    };
   }
   return message;
 }
@@ -167,6 +183,7 @@ function readTokens(value, place) {
 function checkTree(messages, place) {
   const depths = new Map();
   for (const start of Object.values(messages)) {
+    /** @type {import("../conversation.js").Message[]} */
     const chain = [];
     let message = start;
     while (!depths.has(message.id)) {
@@ -198,7 +215,11 @@ function readConversation(value, place) {
     messages: {},
     selected: {},
   };
-  const messages = list(Object.values(object(value.messages, `${place}.messages`)), `${place}.messages`, LIMITS.messages);
+  const messages = list(
+    Object.values(object(value.messages, `${place}.messages`)),
+    `${place}.messages`,
+    LIMITS.messages,
+  );
   for (const item of messages) {
     const message = readMessage(item, `${place}.messages`);
     conversation.messages[message.id] = message;
@@ -233,9 +254,13 @@ export function readExport(json) {
     throw new ImportError("The file must be JSON.");
   }
   object(document, "The file");
-  check(document.format === FORMAT && document.version === 1, "The file", `an export of this page ("format": "${FORMAT}", "version": 1)`);
-  return list(document.conversations, "conversations", LIMITS.conversations).map((/** @type {any} */ item, /** @type {number} */ index) =>
-    readConversation(item, `conversations[${index}]`),
+  check(
+    document.format === FORMAT && document.version === 1,
+    "The file",
+    `an export of this page ("format": "${FORMAT}", "version": 1)`,
+  );
+  return list(document.conversations, "conversations", LIMITS.conversations).map(
+    (/** @type {any} */ item, /** @type {number} */ index) => readConversation(item, `conversations[${index}]`),
   );
 }
 
@@ -247,7 +272,9 @@ export function readExport(json) {
  */
 export async function importDocument(library, json) {
   const items = readExport(json);
-  const added = items.filter(({ conversation }) => library.conversations.get(conversation.id)?.updated !== conversation.updated);
+  const added = items.filter(
+    ({ conversation }) => library.conversations.get(conversation.id)?.updated !== conversation.updated,
+  );
   const copies = added.map(({ conversation, tokens }) => {
     if (!library.conversations.has(conversation.id)) return { original: conversation.id, conversation, tokens };
     const { copy, ids } = duplicate(conversation);
