@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 from puna.answer import Candidates, Completion, Delta, PromptProgress
 from puna.async_llm import AsyncLLM
 from puna.config import GenerationDefaults
-from puna.engine import Stream, TokenLogprobs
+from puna.engine import PrefixMiss, Stream, TokenLogprobs
 from puna.grammars.rules import OPTIONS
 from puna.options import Options
 from puna.prompts import ChatArguments, Message, is_messages
@@ -49,6 +49,7 @@ class Generation:
         priority: requests with lower numbers come first.
         salt: requests share cached prefixes only with requests of the same salt.
         prediction: a text that the answer is expected to resemble: a source of guessed tokens.
+        explain_prefix: find out why the prefix cache did not have all of the prompt.
         progress: report how far the prompt has been read.
         include_stop: the stop string that ends the answer is part of it.
         skip_special_tokens: the text leaves special tokens out.
@@ -68,6 +69,7 @@ class Generation:
     priority: int = 0
     salt: str = ""
     prediction: str | None = None
+    explain_prefix: bool = False
     progress: bool = False
     include_stop: bool = False
     skip_special_tokens: bool = True
@@ -241,10 +243,19 @@ class Running:
     @property
     def usage(self) -> Usage:
         """Numbers of tokens so far. Those of candidates that are not returned count too."""
-        tokens = sum(
-            len(answer.ids) * (item.n if item.equal else 1) for item in self._candidates for answer in item.required
-        )
-        return Usage(0, tokens) + self.prompt_usage
+        tokens = accepted = rejected = 0
+        for item in self._candidates:
+            copies = item.n if item.equal else 1
+            for answer in item.required:
+                tokens += len(answer.ids) * copies
+                accepted += answer.prediction[0] * copies
+                rejected += answer.prediction[1] * copies
+        return Usage(0, tokens, accepted=accepted, rejected=rejected) + self.prompt_usage
+
+    @property
+    def prefix_miss(self) -> PrefixMiss | None:
+        """Why the prefix cache did not have all of the first prompt, after the first update."""
+        return self._candidates[0].answers[0].prefix_miss
 
     @property
     def prompt_usage(self) -> Usage:
@@ -365,8 +376,10 @@ def _options(generation: Generation, free: int) -> Options:
     options: Options = {
         **generation.options, "adapter": generation.adapter, "n": generation.n, "salt": generation.salt,
         "priority": generation.priority, "include_stop_str_in_output": generation.include_stop,
-        "skip_special_tokens": generation.skip_special_tokens,
+        "skip_special_tokens": generation.skip_special_tokens, "explain_prefix": generation.explain_prefix,
     }  # fmt: skip
+    if generation.prediction is not None:
+        options["prediction"] = generation.prediction
     if generation.best_of is not None:
         options["best_of"] = generation.best_of
     limit = options.get("max_tokens", "auto")

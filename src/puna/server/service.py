@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from puna import __version__
 from puna.async_llm import AsyncLLM
 from puna.errors import PunaError, puna_error, show, suggestion
 from puna.server.errors import ApiError
@@ -18,8 +17,17 @@ from puna.server.guard.admission import Admission
 from puna.server.guard.exchange import current_exchange
 from puna.server.observation import Observer
 from puna.server.settings import ServerSettings
+from puna.server.warm import warm
 
 State = Literal["loading", "ready", "draining", "failed"]
+
+
+def weights_digest(llm: AsyncLLM) -> str:
+    """Returns a digest of the weights, the build and the instruction set, over every byte of the weights."""
+    from puna.checkpoint import open_checkpoint
+    from puna.engine.disk import model_fingerprint
+
+    return model_fingerprint(open_checkpoint(llm.path), llm._backend).hex()
 
 
 class Service:
@@ -63,12 +71,15 @@ class Service:
         try:
             llm = AsyncLLM(self._path, adapters=self.settings.adapters or None, **options)
             _ = llm.tokenizer
+            if self.settings.warm is not None:
+                warm(llm, self.settings.warm)
             self._open(llm)
         except Exception as exc:
             self.error, self.state = puna_error(exc), "failed"
 
     def _open(self, llm: AsyncLLM) -> None:
         """Accepts requests for a model from now on."""
+        self._weights = weights_digest(llm)
         self._llm = llm
         self.observer.open(self.name, self.settings.adapters, self.settings.metrics_alias, llm._engine)
         self.state = "ready" if self.state == "loading" else self.state
@@ -126,7 +137,7 @@ class Service:
         """
         if adapter not in self._fingerprints:
             loaded = self.llm._adapters.loaded(adapter)
-            parts = [__version__, str(self.llm.path), self.llm._backend.numerics, loaded.digest if loaded else ""]
+            parts = [self._weights, loaded.digest if loaded else ""]
             self._fingerprints[adapter] = "fp_" + hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
         return self._fingerprints[adapter]
 

@@ -70,7 +70,9 @@ def serve(
     cache_disk: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Maximum size of --cache-dir, such as 4G. [default: 8G]")
     ] = None,
-    warm: Annotated[Path | None, typer.Option(metavar="FILE", help="Text whose prefix is read at the start.")] = None,
+    warm: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text, or JSON of messages, that is read into the cache first.")
+    ] = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
     max_batch: Annotated[

@@ -85,6 +85,21 @@ def usage_document(usage: Usage) -> dict[str, Any]:
     }
 
 
+def call_usage(call: Call, running: Running) -> dict[str, Any]:
+    """Returns the numbers of tokens and, if it was requested, why the prefix cache did not have all of the prompt."""
+    document = usage_document(running.usage)
+    if call.values["explain_prefix"]:
+        miss, tokenizer = running.prefix_miss, call.service.llm.tokenizer
+        document["prefix_miss"] = miss and {
+            "reason": miss.reason, "position": miss.position,
+            "token": None if miss.token is None else {"id": miss.token, "text": token_text(miss.token, tokenizer)},
+            "cached_token": None if miss.other is None else {
+                "id": miss.other, "text": token_text(miss.other, tokenizer),
+            },
+        }  # fmt: skip
+    return document
+
+
 @dataclass
 class Timings:
     """The speeds of an answer, as llama-server returns them."""
@@ -114,6 +129,7 @@ def shared_arguments(values: Values) -> dict[str, Any]:
         "salt": values["cache_salt"] or "",
         "include_stop": values["include_stop_str_in_output"],
         "skip_special_tokens": values["skip_special_tokens"],
+        "explain_prefix": values["explain_prefix"],
     }
 
 

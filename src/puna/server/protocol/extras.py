@@ -43,6 +43,8 @@ SHARED = (
           example="s"),
     Field("prompt_cache_key", _LABEL, INERT, "names requests with a common prefix, for routers of several servers",
           example="k"),
+    Field("explain_prefix", Boolean(), HONOURED, "return in usage why the prefix cache did not have all of the prompt",
+          False, example=True),
     Field("return_token_ids", Boolean(), HONOURED, "return the token ids of the prompt and the answer", False,
           example=True),
     Field("bad_words", Array(Text()), REFUSED, "give the tokens in logit_bias with a value of -100"),

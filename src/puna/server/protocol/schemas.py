@@ -42,6 +42,8 @@ ANTHROPIC_ERROR = record(
     {"type": {"const": "error"}, "error": record({"type": TEXT, "message": TEXT}), "request_id": optional(TEXT)}
 )
 
+_MISSING_TOKEN = optional(record({"id": WHOLE, "text": TEXT}))
+
 USAGE = record(
     {
         "prompt_tokens": WHOLE, "completion_tokens": WHOLE, "total_tokens": WHOLE,
@@ -49,7 +51,10 @@ USAGE = record(
         "completion_tokens_details": record({
             "reasoning_tokens": WHOLE, "accepted_prediction_tokens": WHOLE, "rejected_prediction_tokens": WHOLE,
         }),
-    }
+    },
+    {"prefix_miss": optional(record({
+        "reason": TEXT, "position": WHOLE, "token": _MISSING_TOKEN, "cached_token": _MISSING_TOKEN,
+    }))},
 )  # fmt: skip
 
 _TOKEN = {"token": TEXT, "logprob": NUMBER, "bytes": array(WHOLE)}

@@ -21,11 +21,10 @@ from puna.server.generation import (
     ToolCallArguments,
     ToolCallStart,
     Update,
-    Usage,
 )
 from puna.server.protocol.chat.fields import CHAT
 from puna.server.protocol.chat.request import read_generation
-from puna.server.protocol.choices import Choice, Timings, collect, finish_reason, prompt_logprobs, start, usage_document
+from puna.server.protocol.choices import Choice, Timings, call_usage, collect, finish_reason, prompt_logprobs, start
 from puna.server.protocol.endpoint import Call, add_endpoint
 from puna.server.protocol.logprobs import entries_of
 from puna.server.protocol.schemas import CHAT_COMPLETION
@@ -61,7 +60,7 @@ async def _answer(call: Call) -> Response:
         return EventStream(chunks.encoded(), call.service.settings, cancel=running.cancel, headers=call.headers)
     choices = await collect(running, generation.sequences)
     document = {**head, "choices": [_choice(call, index, choice, echoed) for index, choice in enumerate(choices)]}
-    document["usage"] = usage_document(running.usage)
+    document["usage"] = call_usage(call, running)
     if values["metadata"] is not None:
         document["metadata"] = values["metadata"]
     document |= _prompt_fields(call, running)
@@ -178,8 +177,8 @@ class _Chunks:
     def _encode(self, choices: list[dict[str, Any]], *, is_last: bool = False, **extra: Any) -> bytes:
         document: dict[str, Any] = {**self.head, "choices": choices, **extra}
         if self.shows_usage or self.counts_always:
-            usage: Usage | None = self.running.usage if is_last or self.counts_always else None
-            document["usage"] = None if usage is None else usage_document(usage)
+            is_shown = is_last or self.counts_always
+            document["usage"] = call_usage(self.call, self.running) if is_shown else None
         if self.is_first and choices:
             self.is_first = False
             document |= _prompt_fields(self.call, self.running)

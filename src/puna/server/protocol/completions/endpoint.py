@@ -17,12 +17,12 @@ from puna.server.generation import Finished, Generation, Running, TextDelta
 from puna.server.protocol.answer_format import read_format
 from puna.server.protocol.choices import (
     Choice,
+    call_usage,
     collect,
     finish_reason,
     prompt_logprobs,
     shared_arguments,
     start,
-    usage_document,
 )
 from puna.server.protocol.completions.fields import COMPLETION
 from puna.server.protocol.endpoint import Call, add_endpoint
@@ -58,7 +58,7 @@ async def _answer(call: Call) -> Response:
         return EventStream(chunks, call.service.settings, cancel=running.cancel, headers=call.headers)
     choices = await collect(running, values["n"] * len(running.prompts))
     document = {**head, "choices": [writer.complete(index, choice) for index, choice in enumerate(choices)]}
-    return call.json({**document, "usage": usage_document(running.usage)})
+    return call.json({**document, "usage": call_usage(call, running)})
 
 
 def _read_generation(call: Call) -> Generation:
@@ -188,7 +188,7 @@ async def _chunks(call: Call, running: Running, head: Mapping[str, Any], writer:
     def usage(is_last: bool) -> dict[str, Any]:
         if not (shows_usage or counts_always):
             return {}
-        return {"usage": usage_document(running.usage) if is_last or counts_always else None}
+        return {"usage": call_usage(call, running) if is_last or counts_always else None}
 
     async for update in running:
         if isinstance(update, TextDelta):

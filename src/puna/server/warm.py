@@ -1,0 +1,55 @@
+"""The file of `puna serve --warm`: prompts whose beginnings are read into the prefix cache when the server starts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from puna.async_llm import AsyncLLM
+from puna.errors import PunaError, ServerError, show
+from puna.files import read_file
+
+_MAX_BYTES = 64_000_000
+
+
+def warm(llm: AsyncLLM, path: Path) -> int:
+    """Reads the prompts of a file into the prefix cache; returns the number of tokens that were read.
+
+    Raises:
+        ServerError: the file cannot be read, or a prompt is not valid.
+    """
+    try:
+        return sum(asyncio.run(llm.warm([prompt], tools=tools)) for prompt, tools in read_prompts(path))
+    except PunaError as exc:
+        raise ServerError(f"{path}: {exc}; change the file, or start without --warm") from exc
+
+
+def read_prompts(path: Path) -> list[tuple[Any, Any]]:
+    """Returns pairs of a prompt and its tools.
+
+    The file has JSON, or lines of JSON: texts, lists of messages, or objects with messages and tools. Any other file is
+    one text.
+
+    Raises:
+        ServerError: the JSON is not such an object.
+    """
+    text = read_file(path, ServerError, _MAX_BYTES).decode("utf-8", "replace")
+    try:
+        items = [json.loads(text)]
+    except ValueError:
+        try:
+            items = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError:
+            return [(text, None)]
+    return [_prompt(path, item) for item in items]
+
+
+def _prompt(path: Path, item: Any) -> tuple[Any, Any]:
+    tools = None
+    if isinstance(item, dict) and "messages" in item:
+        item, tools = item["messages"], item.get("tools")
+    if isinstance(item, str) or (isinstance(item, list) and item and all(isinstance(part, dict) for part in item)):
+        return item, tools
+    raise ServerError(f"{path} has {show(item)}; it must have texts, lists of messages, or objects with messages")
