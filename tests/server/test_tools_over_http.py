@@ -229,3 +229,42 @@ def test_what_cannot_be_honoured_is_an_error_before_generation(server, fields, p
     error = response.json()["error"]
     assert response.status_code == 400 and part in error["message"], error
     assert error["param"] == param
+
+
+SPECIAL_TEMPLATE = """{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{% if tools and loop.last %}[tools]
+{{ tools | tojson }}{% endif %}[INST] {{ m.content }}[/INST]{% elif m.tool_calls is defined %}[TOOL_CALLS] [
+{%- for c in m.tool_calls %}{{ (c.function | tojson)[:-1] }}, "id": "{{ c.id }}"}{{ ', ' if not loop.last else ']' }}
+{%- endfor %}{{ eos_token }}{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"""
+
+
+@pytest.mark.parametrize("name", ["[TOOL_CALLS]", "<|call|>"])
+def test_a_special_token_marks_calls(tmp_path, name):
+    from starlette.testclient import TestClient
+
+    from puna import AsyncLLM
+    from puna.server.app import create_app
+    from puna.server.service import Service
+    from puna.server.settings import ServerSettings
+
+    path = tool_checkpoint(tmp_path)
+    (path / "tokenizer.model").unlink()
+    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (path / file).write_text((path / file).read_text().replace("<unk>", name))
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    config["chat_template"] = SPECIAL_TEMPLATE.replace("[TOOL_CALLS]", name)
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    model, settings = AsyncLLM(path, "native"), ServerSettings(name="golden")
+    assert name in model.tokenizer.skipped_tokens().values()
+    with TestClient(create_app(Service(model, settings), settings), "http://127.0.0.1:8000") as client:
+        for seed in range(3):
+            fields = {"tools": TOOLS, "tool_choice": "required", "seed": seed, "stop": ["never\n"]}
+            text, calls, reason = streamed(client, **fields)
+            assert text == "" and calls and reason in ("tool_calls", "length")
+            check_calls(calls if reason == "tool_calls" else calls[:-1])
+        plain = {"temperature": 0, "max_tokens": 12, "tools": TOOLS}
+        texts = [
+            chat(client, tool_choice=choice, **plain).json()["choices"][0]["message"]["content"]
+            for choice in ("none", "auto")
+        ]
+        assert texts[0] == texts[1] != ""
+    model.close()

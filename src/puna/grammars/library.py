@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -13,6 +14,11 @@ _SPECIAL = b"\xff"
 
 _LIMITS = LLParserLimits(max_items_in_row=10_000, verbose_errors=False)
 """A large choice of objects exceeds the default of 2,000 items."""
+
+
+def special_name(name: str) -> str:
+    """Returns the name of a special token in grammars: its own if that is like <name>, else <|name|>."""
+    return name if re.fullmatch(r"<[^<>\s\[\]]+>", name) else f"<|{name}|>"
 
 
 def make_tokenizer(tokens: Iterable[bytes | str]) -> LLTokenizer:

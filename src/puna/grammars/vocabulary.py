@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from puna.engine.grammar import token_bits
 from puna.errors import RequestError
-from puna.grammars.library import make_tokenizer
+from puna.grammars.library import make_tokenizer, special_name
 from puna.grammars.token_bytes import token_bytes
 from puna.lazy import cached_property
 from puna.tokenizer.streams import StreamDecoder
@@ -29,7 +29,7 @@ class Vocabulary:
 
     Attributes:
         library: the `llguidance.LLTokenizer`.
-        special: names of the special tokens, which a grammar may contain.
+        special: names of the special tokens, which a grammar may contain; see `special_name`.
         size: number of tokens, with the additional one.
     """
 
@@ -38,7 +38,8 @@ class Vocabulary:
         self._tokenizer = tokenizer
         spellings = token_bytes(tokenizer)[:vocab_size]
         self._spellings = spellings + [None] * (vocab_size - len(spellings))
-        names = {i: name for i, name in tokenizer.skipped_tokens().items() if i < vocab_size}
+        names = {i: special_name(name) for i, name in tokenizer.skipped_tokens().items() if i < vocab_size and name}
+        self._special_ids = frozenset(names)
         self.special = sorted(names.values())
         self.library = make_tokenizer(
             [names.get(i, f"<|unused {i}|>") if text is None else text for i, text in enumerate(self._spellings)]
@@ -68,11 +69,13 @@ class Vocabulary:
         """Two sets of tokens for the beginning of an answer that `removes_space`; see `Grammar.branches`.
 
         The text of the tokens of the first set is without the space with which their bytes begin, that of the second
-        set is their bytes. Tokens in neither set lose another number of spaces, or have no text there.
+        set is their bytes. The second set also has the special tokens, which only some grammars allow. Tokens in
+        neither set lose another number of spaces, or have no text there.
         """
         removed, kept = [], []
         for index, spelling in enumerate(self._spellings):
             if spelling is None:
+                kept += [index] if index in self._special_ids else []
                 continue
             text = spelling
             if spelling.startswith(b" "):

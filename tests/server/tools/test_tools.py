@@ -19,7 +19,7 @@ from puna.server.tools.toolset import Function, ToolSet
 from tests.server.tools.chat_templates import EXAMPLES
 
 pytest.importorskip("llguidance")
-from puna.grammars.library import byte_tokenizer, make_matcher
+from puna.grammars.library import byte_tokenizer, make_matcher, special_name
 
 WEATHER = Function(
     "weather",
@@ -50,7 +50,7 @@ class Grammar:
     def __init__(self, tools: ToolSet, form: ToolFormat, text: Any = None) -> None:
         lark = tool_grammar(tools, form, text)
         self._special = [*form.special, *([form.optional] if form.optional else [])]
-        names = [item if item.startswith("<") else f"<|{item}|>" for item in self._special]
+        names = map(special_name, self._special)
         self._matcher, error = make_matcher({"lark_grammar": lark}, byte_tokenizer(names))
         assert error is None, (error, lark)
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from puna.grammars.library import special_name
 from puna.server.tools.formats import ID, ToolFormat
 from puna.server.tools.toolset import Function, ToolSet
 
@@ -16,9 +17,6 @@ _OBJECT = frozenset(("type", "properties", "required", "additionalProperties", "
 """Keywords of a schema whose properties do not depend on each other."""
 
 _ANY_TEXT = r"/(?s:.*)/"
-
-_SPECIAL = re.compile(r"<[^<>\s\[\]]+>")
-"""Names of special tokens that llguidance reads; other names are written as <|name|>."""
 
 
 def tool_grammar(tools: ToolSet, form: ToolFormat, text: str | Mapping[str, Any] | None = None) -> str:
@@ -128,7 +126,7 @@ def _calls(tools: ToolSet, form: ToolFormat) -> list[str]:
             f"{_literal(before + item.name + form.between, special)} arguments_{index}"
             for index, item in enumerate(functions)
         ]
-        optional = f"{_token(form.optional)}? " if form.optional is not None else ""
+        optional = f"{special_name(form.optional)}? " if form.optional is not None else ""
         rules.append(f"{name}: {optional}({' | '.join(first)}) {following}{_literal(form.after, special)}")
     rules += [f"call: {call}"] if several else []
     for index, item in enumerate(functions):
@@ -194,15 +192,10 @@ def _literal(text: str, special: Sequence[str]) -> str:
         if piece == ID:
             parts.append("/[a-zA-Z0-9]{9}/")
         elif piece in special:
-            parts.append(_token(piece))
+            parts.append(special_name(piece))
         elif piece:
             parts.append(_quoted(piece))
     return " ".join(parts) or '""'
-
-
-def _token(name: str) -> str:
-    """Returns a special token in the notation of grammars."""
-    return name if _SPECIAL.fullmatch(name) else f"<|{name}|>"
 
 
 def _quoted(text: str) -> str:

@@ -200,14 +200,20 @@ class ToolParser:
             self._repeated = True
 
     def _pattern(self, text: str) -> re.Pattern[str]:
-        """Returns an expression for a text of the format. A space may be shown next to special tokens."""
+        """Returns an expression for a text of the format. Spaces next to special tokens may be missing or added."""
         special = self._form.special
         parts = re.split("(" + "|".join([re.escape(ID), *map(re.escape, special)]) + ")", text)
-        expressions = [
-            "[a-zA-Z0-9]{9}" if part == ID else rf" ?{re.escape(part)} ?" if part in special else re.escape(part)
-            for part in parts
-        ]
-        optional = rf"(?: ?{re.escape(self._optional)} ?)?" if self._optional and text == self._form.before else ""
+        expressions = []
+        for index, part in enumerate(parts):
+            if part == ID:
+                expressions.append("[a-zA-Z0-9]{9}")
+            elif part in special:
+                expressions.append(f" *{re.escape(part)} *")
+            else:
+                left = part.lstrip(" ") if index and parts[index - 1] in special else part
+                right = left.rstrip(" ") if index + 1 < len(parts) and parts[index + 1] in special else left
+                expressions.append(re.escape(right))
+        optional = rf"(?: *{re.escape(self._optional)} *)?" if self._optional and text == self._form.before else ""
         return re.compile(optional + "".join(expressions))
 
 
