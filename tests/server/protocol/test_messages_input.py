@@ -110,6 +110,21 @@ def test_invalid_fields_are_named(fields: dict[str, Any], param: str) -> None:
     assert (error.value.status, error.value.param) == (400, param)
 
 
+@pytest.mark.parametrize(
+    ("role", "block"),
+    [
+        ("user", USE),
+        ("ctx", {"type": "thinking", "thinking": "t"}),
+        ("assistant", {"type": "tool_result", "tool_use_id": "t"}),
+        ("system", {"type": "redacted_thinking", "data": "d"}),
+    ],
+)
+def test_blocks_that_the_author_cannot_write_are_refused(role: str, block: dict[str, Any]) -> None:
+    with pytest.raises(ApiError, match="has the type") as error:
+        messages_of(USER, {"role": role, "content": [text("a"), block]})
+    assert (error.value.status, error.value.param) == (400, "messages[1].content[1]")
+
+
 def test_counting_has_no_fields_of_the_answer() -> None:
     read(COUNT_FIELDS, {"model": "m", "messages": [USER], "tools": [], "thinking": None}, ServerSettings())
     with pytest.raises(ApiError, match="stream"):

@@ -7,7 +7,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from puna.errors import show
+from puna.server.errors import ApiError
+
 Message = dict[str, Any]
+
+_BLOCKS = {
+    "system": ("text",),
+    "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
+    "user": ("text", "tool_result"),
+}
+"""The types of blocks that a message may have, by its role."""
 
 _BILLING = re.compile(r"^x-anthropic-billing-header:[^\n]*\n*", re.IGNORECASE | re.MULTILINE)
 """A line that Claude Code puts at the beginning of the system message. It differs in each request, so that the prefix
@@ -22,13 +32,17 @@ def to_messages(system: Any, turns: Sequence[Mapping[str, Any]]) -> list[Message
     Args:
         system: the field `system`: a text, text blocks or None.
         turns: the field `messages`, as its table has read it.
+
+    Raises:
+        ApiError: 400, if a message has a block that its author cannot write.
     """
     text = _system(system)
     messages: list[Message] = [{"role": "system", "content": text}] if text else []
     names: dict[str, str] = {}
-    for turn in turns:
+    for index, turn in enumerate(turns):
         content = turn["content"]
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        _check_blocks(f"messages[{index}]", turn["role"], blocks)
         if turn["role"] == "system":
             _append(messages, "system", [_system(content)])
         elif turn["role"] == "assistant":
@@ -36,6 +50,15 @@ def to_messages(system: Any, turns: Sequence[Mapping[str, Any]]) -> list[Message
         else:
             _add_user(messages, blocks, names)
     return messages
+
+
+def _check_blocks(name: str, role: str, blocks: Sequence[Mapping[str, Any]]) -> None:
+    allowed = _BLOCKS.get(role, _BLOCKS["user"])
+    for index, block in enumerate(blocks):
+        if block["type"] not in allowed:
+            place = f"{name}.content[{index}]"
+            message = f"{place} has the type {show(block['type'])}; with the role {show(role)} it must be one of "
+            raise ApiError(400, message + ", ".join(allowed), param=place, code="invalid_value")
 
 
 def continues_answer(messages: Sequence[Message]) -> bool:

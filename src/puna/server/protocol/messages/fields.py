@@ -183,7 +183,11 @@ _EDITS = Table(
             "edits",
             Array(
                 Tagged(
-                    {"clear_thinking_20251015": Table("MessagesClearThinking", (Field("keep", Any_(), INERT, "-"),))}
+                    {
+                        "clear_thinking_20251015": Table(
+                            "MessagesClearThinking", (Field("keep", Any_(), INERT, "turns with reasoning"),)
+                        )
+                    }
                 )
             ),
             INERT,
