@@ -111,6 +111,11 @@ class Backend(Protocol):
         """Bytes of a page: the keys and values of PAGE tokens in all layers."""
         ...
 
+    @property
+    def native_model(self) -> int | None:
+        """The native model whose threads may choose tokens between two passes; None if there is none."""
+        ...
+
     def forward(self, batch: Batch) -> Outputs:
         """Writes the batch's keys and values; returns the outputs that its chunks request."""
         ...

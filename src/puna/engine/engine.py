@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -215,7 +214,7 @@ class Engine:
                 started = time.perf_counter()
                 self._masks.compute(grammars)
                 self.counters.mask_seconds += time.perf_counter() - started
-            choices = choose(samplers, logits, [turn.row for turn in turns])
+            choices = choose(samplers, logits, [turn.row for turn in turns], self.backend.native_model)
             unfinished = []
             for turn, choice in zip(turns, choices, strict=True):
                 if choice.error is None:
@@ -235,7 +234,7 @@ class Engine:
         If an error or an interrupt ends the step before, the next step chooses the same token: see `Sampler`.
         """
         active, start, before = turn.active, turn.active.computed, turn.active.reported
-        prompt, computed = active.prompt_end, start + turn.count
+        prompt, computed = active.prompt_end, start + turn.length
         reported, cached = max(before, min(computed, prompt)), max(0, min(start, prompt) - before)
         if choice is not None:
             active.sampler.commit(choice.token)
@@ -289,12 +288,11 @@ class Engine:
         self.scheduler.finish(active.request_id, valid=False)
 
 
-@dataclass(frozen=True)
-class _Turn:
+class _Turn(NamedTuple):
     """Tokens of one request that a step has computed, and the logits from which the next tokens are chosen.
 
     Attributes:
-        count: number of tokens that were computed before the next choice.
+        length: number of tokens that were computed before the next choice.
         row: index of the logits of the next choice.
         guess: the expected tokens. A row of logits after the first is valid if the choices before it equal the guess.
         accepted: number of tokens of the guess that were chosen.
@@ -302,7 +300,7 @@ class _Turn:
     """
 
     active: RunningRequest
-    count: int
+    length: int
     row: int
     guess: tuple[int, ...] = ()
     accepted: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,8 +151,7 @@ class PrefixMiss:
     other: int | None = None
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """Progress of one request in one step. A step that accepts several tokens returns one event for each.
 
     Attributes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,12 +78,15 @@ class Sampler:
         self._uniform = None
 
 
-def choose(samplers: Sequence[Sampler], logits: NDArray[np.float32], rows: Sequence[int]) -> list[Choice]:
+def choose(
+    samplers: Sequence[Sampler], logits: NDArray[np.float32], rows: Sequence[int], model: int | None = None
+) -> list[Choice]:
     """Returns the choice of each sampler from its row of logits, which have shape (T, vocab_size).
 
-    The masks of grammars must have been computed before: see `Masks`.
+    The masks of grammars must have been computed before: see `Masks`. `model`: see `choose_tokens`.
     """
-    choices = choose_tokens(logits, [(row, sampler.prepare()) for sampler, row in zip(samplers, rows, strict=True)])
+    prepared = [(row, sampler.prepare()) for sampler, row in zip(samplers, rows, strict=True)]
+    choices = choose_tokens(logits, prepared, model)
     return [_explained(sampler, choice) for sampler, choice in zip(samplers, choices, strict=True)]
 
 
@@ -105,4 +107,4 @@ def _explained(sampler: Sampler, choice: Choice) -> Choice:
             "no token can continue the answer in its grammar; the tokens of allowed_token_ids may be too few, or the "
             "grammar contains a token that ends the answer"
         )
-    return replace(choice, error=RequestError(text))
+    return choice._replace(error=RequestError(text))

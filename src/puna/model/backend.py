@@ -44,6 +44,7 @@ class TorchBackend:
     """
 
     name = "torch"
+    native_model: int | None = None
 
     def __init__(self, model: LlamaForCausalLM, slots: int = 1) -> None:
         self.model = model.eval()

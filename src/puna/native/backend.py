@@ -121,6 +121,11 @@ class NativeBackend:
         return self._pointer
 
     @property
+    def native_model(self) -> int | None:
+        """The native model, whose threads may choose tokens between two passes."""
+        return self._pointer
+
+    @property
     def numerics(self) -> str:
         """All that determines the contents of pages except the weights, the configuration and the tokens.
 

@@ -141,6 +141,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "puna_pages_read": (_INT, (_POINTER, ctypes.c_char_p, _INT, _POINTER)),
     "puna_pages_write": (_INT, (_POINTER, ctypes.c_char_p, _INT, _POINTER)),
     "puna_pages_fill": (_INT, (_POINTER, ctypes.c_char_p, _INT, _INT, _POINTER, _POINTER)),
+    "puna_model_sample": (_INT, (_POINTER, _LONG, _POINTER, _INT)),
     "puna_sample": (_INT, (ctypes.c_char_p, _LONG, _POINTER, _INT)),
     "puna_quantize": (_INT, (ctypes.c_char_p, _INT, _POINTER, _INT, _LONG, _LONG, _INT, _POINTER, _POINTER)),
     "puna_measure": (_INT, (ctypes.c_char_p, _INT, _POINTER)),

@@ -6,7 +6,7 @@ import ctypes
 import dataclasses
 import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +54,7 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """The result of one row: a token, or the error that prevented the choice."""
 
     token: int
@@ -135,12 +134,15 @@ def _native_number(value: Any) -> float:
     return min(int(value), 2**63 - 1) if isinstance(value, numbers.Integral) else float(value)
 
 
-def choose_tokens(logits: NDArray[np.float32], rows: Sequence[tuple[int, SampleRow]]) -> list[Choice]:
+def choose_tokens(
+    logits: NDArray[np.float32], rows: Sequence[tuple[int, SampleRow]], model: int | None = None
+) -> list[Choice]:
     """Returns the choice of each row.
 
     Args:
         logits: (T, vocab_size), not modified.
         rows: (index of the row of logits, the prepared arguments). A SampleRow may occur only once.
+        model: a native model whose threads share the rows; no other call may use it meanwhile. None: this thread.
 
     Raises:
         BackendError: if the call fails. Logits that are not finite only fail their row: see `Choice.error`.
@@ -154,7 +156,11 @@ def choose_tokens(logits: NDArray[np.float32], rows: Sequence[tuple[int, SampleR
         row.native.logits = start + index * stride
         array[number] = row.native
     library = load_library()
-    if library.puna_sample(chosen_kernels().encode(), vocab_size, array, len(rows)) != OK:
+    if model is None:
+        status = library.puna_sample(chosen_kernels().encode(), vocab_size, array, len(rows))
+    else:
+        status = library.puna_model_sample(model, vocab_size, array, len(rows))
+    if status != OK:
         raise BackendError(f"the native runtime failed: {library.puna_error().decode()}")
     return [row.choice(native) for native, (_, row) in zip(array, rows, strict=True)]
 
