@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from puna.errors import BackendError, PunaError
+from puna.errors import ArgumentError, ChatTemplateError, MissingExtraError, RequestError, TokenIdError
 
 _TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 408: "timeout_error",
@@ -22,6 +22,10 @@ _ANTHROPIC_PATHS = ("/v1/messages",)
 
 _ANTHROPIC_CODES = frozenset({"thread_unsupported_request"})
 """Codes of errors that Anthropic's SDK reads: after this one, its tool runner sends all messages."""
+
+
+_CLIENT_ERRORS = (RequestError, ChatTemplateError, TokenIdError, ArgumentError, MissingExtraError)
+"""Errors that a request can cause. The messages of others may contain paths of the server."""
 
 
 class ApiError(Exception):
@@ -78,7 +82,7 @@ def api_error(error: BaseException, request_id: str | None = None) -> ApiError:
     """Returns the error to send for any exception. The text of an unexpected one is not sent."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, PunaError) and not isinstance(error, BackendError):
+    if isinstance(error, _CLIENT_ERRORS):
         return ApiError(400, str(error))
     suffix = "" if request_id is None else f" (request {request_id})"
     return ApiError(500, f"the server failed; its log has the cause{suffix}", code="internal_error")

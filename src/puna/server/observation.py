@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from starlette.types import Scope
 
 from puna.engine import Engine
+from puna.errors import RuleError
 from puna.server.generation import Generation, Running
 from puna.server.guard.admission import Admission, Ticket
 from puna.server.guard.exchange import Exchange
@@ -89,6 +91,12 @@ class Observer:
     def admitted(self, exchange: Exchange, ticket: Ticket) -> None:
         """Records that a request has left the queue."""
         exchange.facts["queue_seconds"] = round(ticket.waited, 4)
+
+    def refused(self, error: RuleError) -> None:
+        """Records a schema or grammar that was refused, by the keyword that the error names."""
+        keyword = re.search(r"the keyword '([^']+)' is not supported", str(error))
+        if self.metrics is not None:
+            self.metrics.reject_schema(None if keyword is None else keyword[1])
 
     def responded(self, exchange: Exchange, scope: Scope) -> None:
         """Records the end of an HTTP exchange."""

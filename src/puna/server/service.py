@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from puna.async_llm import AsyncLLM
-from puna.errors import PunaError, puna_error, show, suggestion
+from puna.errors import PunaError, RuleError, puna_error, show, suggestion
 from puna.server.errors import ApiError
 from puna.server.generation import Generation, Running, start
 from puna.server.guard.admission import Admission
@@ -153,7 +153,11 @@ class Service:
         longest = self.settings.limits.tokens
         if longest is not None and "max_tokens" not in generation.options:
             generation = replace(generation, options={**generation.options, "max_tokens": longest})
-        running = await start(self.llm, generation)
+        try:
+            running = await start(self.llm, generation)
+        except RuleError as exc:
+            self.observer.refused(exc)
+            raise
         running.on_end = lambda: self.observer.answered(exchange, generation, running)
         return running
 
