@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -78,52 +76,81 @@ class EventStream(Response):
             self._cancel()
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
-        async def write(body: bytes, more: bool = True) -> None:
-            message = {"type": "http.response.body", "body": body, "more_body": more}
-            await asyncio.wait_for(send(message), self._settings.slow_reader_seconds)
-
+        task = asyncio.current_task()
+        assert task is not None
+        watch = _Watch(task, send, self._settings)
+        watcher = asyncio.ensure_future(watch.run())
         try:
-            deadline = time.monotonic() + self._settings.request_seconds
-            async for body in with_pings(self._events, self._settings.ping_seconds, deadline):
-                await write(body)
-        except asyncio.TimeoutError:
-            log.warning("a stream was ended because its client did not read it")
-            return
-        except Exception as exc:
+            async for body in self._events:
+                await watch.send(body)
+        except (Exception, asyncio.CancelledError) as exc:
+            cause = watch.error or exc
+            if isinstance(cause, asyncio.CancelledError):
+                raise
+            if isinstance(cause, _SlowReaderError):
+                log.warning("a stream was ended because its client did not read it")
+                return
             request_id = scope.get("state", {}).get("request_id")
-            error = api_error(exc, request_id)
+            error = api_error(cause, request_id)
             if error.status >= 500:
                 log.exception("an error ended a stream")
-            await write(self._render_error(error, scope["path"], request_id))
-        await write(b"", more=False)
+            await watch.send(self._render_error(error, scope["path"], request_id))
+        finally:
+            watcher.cancel()
+        await watch.send(b"", more=False)
 
 
-async def with_pings(events: AsyncIterator[bytes], seconds: float, deadline: float = math.inf) -> AsyncIterator[bytes]:
-    """Yields the events, and a comment whenever there has been no event for some seconds.
+class _SlowReaderError(Exception):
+    """The client has not read the stream for too long."""
 
-    Raises:
-        ApiError: 408, if the events have not ended at `deadline`, in seconds of `time.monotonic`.
+
+class _Watch:
+    """Sends the events of a stream, and watches the time: one task for each stream, so that an event costs little.
+
+    While there is no event, it sends comments. When sending takes too long, or the stream does, it cancels the stream's
+    task.
+
+    Attributes:
+        error: why the task was cancelled; None if this object has not cancelled it.
     """
-    pending: asyncio.Future[bytes] | None = None
-    try:
-        while True:
-            pending = asyncio.ensure_future(events.__anext__())
-            while not (await asyncio.wait({pending}, timeout=min(seconds, deadline - time.monotonic())))[0]:
-                if time.monotonic() >= deadline:
-                    raise timeout_error()
-                yield PING
-            if time.monotonic() >= deadline:
-                raise timeout_error()
-            try:
-                body = pending.result()
-            except StopAsyncIteration:
-                return
-            yield body
-    finally:
-        if pending is not None and not pending.done():
-            pending.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await pending
+
+    def __init__(self, task: asyncio.Task[Any], send: Send, settings: ServerSettings) -> None:
+        self.error: Exception | None = None
+        self._task = task
+        self._send = send
+        self._ping, self._slow = settings.ping_seconds, settings.slow_reader_seconds
+        self._since = time.monotonic()  # of the event that is being sent, or of the last one
+        self._deadline = self._since + settings.request_seconds
+        self._is_sending = False
+
+    async def send(self, body: bytes, more: bool = True) -> None:
+        """Sends a part of the body."""
+        self._since, self._is_sending = time.monotonic(), True
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        self._since, self._is_sending = time.monotonic(), False
+
+    async def run(self) -> None:
+        """Watches until it is cancelled, or has cancelled the stream."""
+        while self.error is None:
+            now = time.monotonic()
+            rest = (self._slow if self._is_sending else self._ping) - (now - self._since)
+            if now >= self._deadline:
+                self.error = timeout_error()
+            elif rest > 0:
+                await asyncio.sleep(min(rest, self._ping, self._slow, self._deadline - now))
+            elif self._is_sending:
+                self.error = _SlowReaderError()
+            else:
+                self._since = now
+                await self._send_ping()
+        self._task.cancel()
+
+    async def _send_ping(self) -> None:
+        try:
+            message = {"type": "http.response.body", "body": PING, "more_body": True}
+            await asyncio.wait_for(self._send(message), self._slow)
+        except asyncio.TimeoutError:
+            self.error = _SlowReaderError()
 
 
 def timeout_error() -> ApiError:

@@ -65,7 +65,6 @@ class ServerSettings:
         replica: name of this server in the header X-Puna-Replica; None sends none.
         unknown_fields: "refuse" answers 400 to a request with an unknown top-level field; "warn" lists the field in the
             header X-Puna-Ignored.
-        request_templates: whether requests may have a chat template of their own.
         limits: maximum sizes of requests.
         ping_seconds: time after which a silent stream sends a comment, so that proxies keep the connection.
         slow_reader_seconds: time after which a stream whose client reads nothing is ended.
@@ -89,7 +88,6 @@ class ServerSettings:
     metrics_alias: str | None = None
     replica: str | None = None
     unknown_fields: Literal["refuse", "warn"] = "refuse"
-    request_templates: bool = False
     limits: Limits = Limits()
     ping_seconds: float = 15.0
     slow_reader_seconds: float = 60.0
