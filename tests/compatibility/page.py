@@ -28,6 +28,24 @@ Two tests cover many rows: attributes have the value of a release (`test_attribu
 the documented default of an argument changes nothing (`test_the_default_of_an_argument_changes_nothing`).
 """
 
+_DIFFERENCES = (
+    ("scores of beams in `generate()`", "divided by the length with the prompt", "divided by the number of new tokens",
+     "as 5.23"),
+    ("scores of `model.beam_search` and `model.beam_sample`, of groups of beams and with constraints",
+     "divided by the length with the prompt", "no such methods",
+     "as 4.34, so that `generate()` and `model.beam_search` may rank texts differently"),
+    ("`generate(inputs_embeds=...)` without ids", "returns BOS and the new tokens", "returns the new tokens",
+     "as 5.23"),
+    ("`InfNanRemoveLogitsProcessor`", "keeps minus infinity", "replaces it by the lowest number", "as 5.23"),
+    ("`PhrasalConstraint.reset()`", "counts the first token as generated", "no such class",
+     "returns to the start of the phrase"),
+    ("files that lack tensors other than those of a head", "random values, with a warning",
+     "random values, with a report", "an error"),
+    ("`tokenizer_class` in files of `LlamaTokenizerFast`", "`LlamaTokenizer`", "`LlamaTokenizer`",
+     "`PreTrainedTokenizerFast`, for which both releases use tokenizer.json unchanged"),
+)  # fmt: skip
+"""Differences of behaviour between the releases or from both: behaviour, 4.34, 5.23, puna."""
+
 _TITLES = {
     ("LlamaModel", "LlamaForCausalLM", "LlamaForSequenceClassification"): "All models",
     ("LlamaTokenizer", "LlamaTokenizerFast"): "Both tokenizers",
@@ -45,7 +63,16 @@ def text(rows: Iterable[Row]) -> str:
     for (_, name, releases, ours, proof), classes in merged.items():
         key = tuple(sorted(classes, key=_ORDER.index))
         sections.setdefault(key, []).append(Row(key[0], name, releases, ours, proof))
-    return _INTRODUCTION + "".join(_section(key, sections[key]) for key in sorted(sections, key=_position))
+    table = "".join(f"| {' | '.join(row)} |\n" for row in _DIFFERENCES)
+    heading = (
+        f"\n## Behaviour that differs\n\n| behaviour | {RELEASES[0]} | {RELEASES[1]} | puna |\n|---|---|---|---|\n"
+    )
+    return (
+        _INTRODUCTION
+        + heading
+        + table
+        + "".join(_section(key, sections[key]) for key in sorted(sections, key=_position))
+    )
 
 
 def _family(cls: str) -> str:
