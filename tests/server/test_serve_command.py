@@ -56,7 +56,8 @@ def test_warm_prefixes_and_a_graceful_end(tmp_path):
         assert client.get("/health/ready").status_code == 200
         usage = client.post("/v1/chat/completions", json=body()).json()["usage"]
         assert usage["prompt_tokens_details"]["cached_tokens"] > 0
-        fields = body(stream=True, n=8, temperature=1, max_tokens=150, ignore_eos=True)
+        # More than the buffers of the connection hold, so that the stream cannot end before it is read.
+        fields = body(stream=True, n=8, temperature=1, max_tokens=200, ignore_eos=True, logprobs=True, top_logprobs=20)
         with client.stream("POST", "/v1/chat/completions", json=fields) as response:
             lines = response.iter_lines()
             next(lines)
