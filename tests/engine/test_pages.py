@@ -135,6 +135,39 @@ def test_prompts_that_differ_after_a_common_page_wait_only_for_that_page():
     assert [tokens_of(events, n) for n in (1, 2)] == [expected_answer(first, 1), expected_answer(second, 2)]
 
 
+@pytest.mark.parametrize("common", [20, 80])
+def test_prompts_that_arrive_together_are_read_once_after_a_part_of_a_page_was_copied(common):
+    """An earlier prompt has the same first tokens: a template's header, for example."""
+    engine = new_engine(slots=8, chunk=50)
+    prompt = prompt_of(300)
+    engine.submit(Request((*prompt[:common], (prompt[common] + 1) % VOCAB), 1))
+    drain(engine)
+    engine.backend.batches.clear()
+    ids = [engine.submit(Request(prompt, 5, Sampling(temperature=1.0, seed=n))) for n in range(8)]
+    events = drain(engine)
+    alone = new_engine()
+    for number, request_id in enumerate(ids):
+        own = alone.submit(Request(prompt, 5, Sampling(temperature=1.0, seed=number)))
+        assert tokens_of(events, request_id) == tokens_of(drain(alone), own)
+    assert computed_tokens(engine) == (300 - common) + 7 * 1 + 8 * 4
+
+
+def test_a_copied_part_of_a_page_is_kept_if_only_shorter_ones_remain():
+    """A request has copied 30 tokens when the page that they came from is evicted."""
+    engine = new_engine(slots=2)
+    prompt = prompt_of(100)
+    pool = engine.pool
+    table, other = PageTable(pool, ""), PageTable(pool, "")
+    for tokens, owner in ((prompt[:12], table), (prompt[:30], other)):
+        owner.reserve(len(tokens))
+        owner.register_part(tokens, len(tokens))
+    reader = PageTable(pool, "")
+    assert reader.share(prompt, 64) == 30
+    other.unregister()
+    assert reader.share(prompt, 64, 30) == 0
+    assert reader.share(prompt, 64) == 12
+
+
 def test_a_page_is_copied_up_to_the_first_token_that_differs():
     engine = new_engine()
     prompt = prompt_of(100)

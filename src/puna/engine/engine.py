@@ -169,7 +169,7 @@ class Engine:
         except Exception as exc:  # ends this request only
             self._fail(active, detached_error(exc))
             return
-        active.computed = max(start, adapter.prefix_length)
+        active.computed = active.shared = max(start, adapter.prefix_length)
         active.table.register(active.tokens, active.computed)
 
     def _run(self, plan: list[tuple[RunningRequest, tuple[int, ...]]], reading: list[bool]) -> bool:

@@ -280,13 +280,13 @@ class PageTable:
         parent = self._pool.identity(self.pages[self._registered - 1]) if self._registered else self._root
         return parent, tuple(tokens[start : min(start + PAGE, limit)])
 
-    def share(self, tokens: Sequence[int], limit: int) -> int:
+    def share(self, tokens: Sequence[int], limit: int, known: int = 0) -> int:
         """Continues the registered pages with those of other sequences; returns the number of tokens in all of them.
-
-        The page after them must not be in use.
 
         Args:
             limit: maximum number of tokens to share.
+            known: number of tokens whose keys and values the pages already hold. Those in the page after the registered
+                ones are overwritten only by a page with the same tokens and more.
         """
         while (self._registered + 1) * PAGE <= limit:
             page = self._pool.find(self.next_key(tokens, limit))
@@ -295,7 +295,8 @@ class PageTable:
             self._pool.share(page)
             self._pool.hits += 1
             self._replace(page)
-        return self._registered * PAGE + self._share_part(self.next_key(tokens, limit))
+        least = max(MIN_COPY, known - self._registered * PAGE + 1)
+        return self._registered * PAGE + self._share_part(self.next_key(tokens, limit), least)
 
     @property
     def full(self) -> int:
@@ -345,11 +346,14 @@ class PageTable:
         pages, self.pages, self._registered = self.pages, [], 0
         self._pool.release(pages)
 
-    def _share_part(self, key: Key) -> int:
-        """Copies the page that holds most of a key's tokens to the next page; returns the number of these tokens."""
+    def _share_part(self, key: Key, least: int) -> int:
+        """Copies the page that holds most of a key's tokens to the next page; returns the number of these tokens.
+
+        Copies nothing, and returns 0, if the page holds fewer than `least` of them.
+        """
         pool = self._pool
-        count, source = pool.find_similar(key) if pool.copy is not None and len(key[1]) >= MIN_COPY else (0, -1)
-        if count < MIN_COPY:
+        count, source = pool.find_similar(key) if pool.copy is not None and len(key[1]) >= least else (0, -1)
+        if count < least:
             return 0
         pool.share(source)  # so that taking a page does not evict the source
         try:

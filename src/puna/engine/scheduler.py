@@ -25,6 +25,7 @@ class RunningRequest:
         tokens: the ids of the adapter's virtual tokens (0), of the prompt, and then the generated ids.
         prompt_end: number of virtual and prompt tokens.
         computed: number of tokens whose keys and values are in the pages.
+        shared: `computed` when the request last continued with cached pages.
         reported: number of virtual and prompt tokens that events have reported. It is larger than `computed` while the
             request is computed again after a preemption.
         cached: number of tokens of the prompt that were found in the prefix cache.
@@ -37,6 +38,7 @@ class RunningRequest:
     tokens: list[int] = field(init=False)
     prompt_end: int = field(init=False)
     computed: int = 0
+    shared: int = 0
     reported: int = 0
     cached: int = 0
     lookup: Lookup | None = None
@@ -63,8 +65,13 @@ class RunningRequest:
 
     @property
     def at_start(self) -> bool:
-        """Whether the next page has no tokens yet, or only virtual ones."""
-        return self.computed % PAGE == 0 or self.computed == self.request.prefix_length
+        """Whether the next page has no tokens yet, or only virtual or copied ones."""
+        return self.computed % PAGE == 0 or self.computed in (self.request.prefix_length, self.shared)
+
+    def share(self) -> None:
+        """Continues with cached pages. The request has not computed tokens of the next page itself."""
+        self.shared = max(self.computed, self.table.share(self.tokens, self.reusable, self.computed))
+        self.computed = self.shared
 
     @property
     def reusable(self) -> int:
@@ -185,7 +192,7 @@ class Scheduler:
                 state = RunningRequest(request_id, request, sampler, PageTable(self.pool, request.page_salt))
             self._preempted.pop(request_id, None)
             self.running[request_id] = state
-            state.computed = state.table.share(state.tokens, state.reusable)
+            state.share()
             state.table.reserve(end)
 
     def plan(self) -> list[tuple[RunningRequest, tuple[int, ...]]]:
@@ -246,14 +253,14 @@ class Scheduler:
         if not self.pool.sharing:
             return True
         if active.at_start:
-            active.computed = max(active.computed, active.table.share(active.tokens, active.reusable))
+            active.share()
         if self.pool.disk is not None and self._read_disk(active):
             return False
         parent, tokens = active.table.next_key(active.tokens, len(active.tokens))
         others = in_progress.setdefault(parent, [])
         _, shareable = active.table.next_key(active.tokens, active.reusable)
-        virtual = active.computed % PAGE  # tokens of a prefix
-        least = virtual + max(MIN_COPY, (len(shareable) - virtual + 1) // 2)
+        known = active.computed % PAGE  # virtual or copied tokens
+        least = known + max(MIN_COPY, (len(shareable) - known + 1) // 2)
         waits = active.at_start and any(common_length(other, shareable) >= least for other in others)
         others.append(tokens)
         return active.reading and not waits  # the cached pages may have been the last tokens to read
