@@ -103,11 +103,12 @@ async def _send_error(request: Request, exc: Exception) -> Response:
 
 async def _send_http_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
-    path = request.scope["path"]
+    path, request_id = request.scope["path"], request.scope.get("state", {}).get("request_id")
     texts = {
         404: f"there is no path {show(path)}; /openapi.json lists the paths",
         405: f"{request.method} is not allowed here",
     }
-    response = error_response(ApiError(exc.status_code, texts.get(exc.status_code, str(exc.detail))), path)
+    error = ApiError(exc.status_code, texts.get(exc.status_code, str(exc.detail)))
+    response = error_response(error, path, request_id)
     response.headers.update(exc.headers or {})
     return response

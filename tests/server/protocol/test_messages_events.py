@@ -88,3 +88,9 @@ def test_errors_inside_a_stream_have_anthropics_shape() -> None:
     assert event == {
         "type": "error", "error": {"type": "overloaded_error", "message": "later"}, "request_id": "req_1"
     }  # fmt: skip
+
+
+def test_an_answer_that_breaks_its_format_is_no_ordinary_end() -> None:
+    writer = Writer("m", 8)
+    events_of(writer, TextDelta(0, '{"a": 1, "a"'), Finished(0, "invalid"))
+    assert writer.message["stop_reason"] == "refusal"

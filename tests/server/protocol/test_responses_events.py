@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from puna.engine import TokenLogprobs
 from puna.server.errors import ApiError
 from puna.server.generation import Finished, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
 from puna.server.protocol.fields import read
@@ -153,3 +154,10 @@ def test_a_stored_response_cannot_be_compared() -> None:
     response = writer_of(prompt_cache_options={"comparison_response_id": "resp_1"}).response
     assert response["prompt_cache_diagnostics"] == {"type": "comparison_response_not_found"}
     parse(Response, without_store(response))
+
+
+def test_tokens_without_text_before_a_call_are_no_message() -> None:
+    token = TokenLogprobs(5, -0.5, ((5, -0.5),))
+    writer = writer_of(top_logprobs=1)
+    events_of(writer, TextDelta(0, "", (5,), (token,)), ToolCallStart(0, 0, "c", "f"), Finished(0, "tool_calls"))
+    assert [item["type"] for item in writer.response["output"]] == ["function_call"]

@@ -30,7 +30,7 @@ def messages_of(source: Any, **fields: Any) -> list[dict[str, Any]]:
         ([{"type": "message", **USER}], [USER]),
         ("", [{"role": "user", "content": ""}]),
         ([], [{"role": "user", "content": ""}]),
-        ([{"role": "developer", "content": "x"}], [{"role": "developer", "content": "x"}]),
+        ([{"role": "developer", "content": "x"}], [{"role": "system", "content": "x"}]),
         (
             [{"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]}],
             [{"role": "user", "content": "a\nb"}],

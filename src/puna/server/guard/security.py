@@ -29,6 +29,7 @@ _HOST = re.compile(rb"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_](?:[a-z0-9._-]{0,252}))(?::
 _ORIGIN = re.compile(rb"https?://([^/?#@\s]+)", re.IGNORECASE)
 _JSON = re.compile(rb"application/json\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?", re.IGNORECASE)
 _READING = ("GET", "HEAD")
+_WITHOUT_BODY = (*_READING, "OPTIONS", "TRACE")
 _CLOSING = (408, 413)
 """Statuses after which the connection is closed: the body may not have been read to its end."""
 
@@ -145,7 +146,7 @@ def check_request(scope: Scope, policy: Policy) -> Caller:
     _check_host(scope, policy)
     _check_origin(scope, policy)
     caller = _check_key(scope, policy)
-    if scope["method"] not in (*_READING, "OPTIONS"):
+    if scope["method"] not in _WITHOUT_BODY:
         _check_content_type(scope)
     _check_content_length(scope, policy)
     return caller

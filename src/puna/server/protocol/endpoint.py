@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
@@ -25,8 +26,11 @@ from puna.server.service import Service
 
 log = logging.getLogger("puna.server")
 
-_PROMPTS = ("prompt", "input", "inputs")
-"""Fields that may be lists of texts, or lists of token ids."""
+_PROMPTS = ("prompt", "input", "text_2")
+"""Fields that may be lists of texts, or lists of token ids. A list of other items is one conversation."""
+
+_LONG_BODY = 65_536
+"""Bytes of a body that is read in a thread: 4 MB of token ids take seconds, in which no stream would continue."""
 
 IGNORED = "X-Puna-Ignored"
 _HEADER_BYTES = 1000
@@ -63,6 +67,8 @@ class Call:
 
 
 Handler = Callable[[Call], Awaitable[Response]]
+
+Result = TypeVar("Result")
 
 
 def json_response(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -152,7 +158,8 @@ class _Response(Response):
 
         async def answer() -> Response | None:
             service.check_ready()
-            values = read(table, await read_document(request, service), service.settings)
+            document, size = await read_document(request, service)
+            values = await _aside(size, read, table, document, service.settings)
             call = Call(service, values, request, list(values.ignored))
             return await cancelled_on_disconnect(receive, self._answer(call), service.settings.request_seconds)
 
@@ -172,7 +179,7 @@ def _queue_options(values: Values) -> dict[str, Any]:
     users = [values.get(name) for name in ("safety_identifier", "user", "prompt_cache_key")]
     users.append((values.get("metadata") or {}).get("user_id"))
     prompts: list[Any] = next((values[name] for name in _PROMPTS if isinstance(values.get(name), list)), [])
-    count = 1 if not prompts or isinstance(prompts[0], int) else len(prompts)
+    count = len(prompts) if prompts and isinstance(prompts[0], str | list) else 1
     return {
         "user": next((user for user in users if isinstance(user, str)), None),
         "priority": values.get("priority") or 0,
@@ -202,8 +209,8 @@ async def send_result(work: Awaitable[Response | None], scope: Scope, receive: R
         await response(scope, receive, send)
 
 
-async def read_document(request: Request, service: Service) -> dict[str, Any]:
-    """Returns the JSON object in the body of a request.
+async def read_document(request: Request, service: Service) -> tuple[dict[str, Any], int]:
+    """Returns the JSON object in the body of a request, and the number of bytes of the body.
 
     Raises:
         ApiError: 413 if the body is too large, 415 if its type is not JSON, 400 if it is not a JSON object.
@@ -217,4 +224,9 @@ async def read_document(request: Request, service: Service) -> dict[str, Any]:
         body += part
         if len(body) > limits.body_bytes:
             raise ApiError(413, f"the body has more than {limits.body_bytes} bytes; send a shorter one")
-    return parse(bytes(body), limits.depth)
+    return await _aside(len(body), parse, bytes(body), limits.depth), len(body)
+
+
+async def _aside(size: int, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Calls a function, in a thread if it reads a body of many bytes."""
+    return await asyncio.to_thread(function, *arguments) if size > _LONG_BODY else function(*arguments)

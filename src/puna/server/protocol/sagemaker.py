@@ -103,7 +103,7 @@ class _Invocation(Response):
     async def _choose(self, scope: Scope, receive: Receive) -> Response:
         service = self._service
         service.check_ready()
-        document = await read_document(self._request, service)
+        document, _ = await read_document(self._request, service)
         shapes = [name for name in ("inputs", *_FORWARDED) if document.get(name) is not None]
         if len(shapes) != 1:
             raise ApiError(

@@ -105,6 +105,62 @@ TEXT_COMPLETION = record(
     }
 )  # fmt: skip
 
+_MESSAGE_BLOCK: Schema = {"anyOf": [
+    record({"type": {"const": "text"}, "text": TEXT}),
+    record({"type": {"const": "tool_use"}, "id": TEXT, "name": TEXT, "input": {"type": "object"}}),
+]}  # fmt: skip
+
+MESSAGE = record({
+    "id": TEXT, "type": {"const": "message"}, "role": {"const": "assistant"}, "model": TEXT,
+    "content": array(_MESSAGE_BLOCK),
+    "stop_reason": {"enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded",
+                             "refusal"]},
+    "stop_sequence": optional(TEXT),
+    "usage": record({
+        "input_tokens": WHOLE, "cache_creation_input_tokens": WHOLE, "cache_read_input_tokens": WHOLE,
+        "output_tokens": WHOLE,
+    }),
+})  # fmt: skip
+"""Anthropic's messages."""
+
+_STATUS: Schema = {"enum": ["completed", "incomplete"]}
+
+_OUTPUT: Schema = {"anyOf": [
+    record({
+        "id": TEXT, "type": {"const": "message"}, "role": {"const": "assistant"}, "status": _STATUS,
+        "content": array(record({
+            "type": {"const": "output_text"}, "text": TEXT, "annotations": array({}),
+            "logprobs": array(record({**_TOKEN, "top_logprobs": array(record(_TOKEN))})),
+        })),
+    }),
+    record({
+        "id": TEXT, "type": {"const": "function_call"}, "call_id": TEXT, "name": TEXT, "arguments": TEXT,
+        "status": _STATUS,
+    }),
+]}  # fmt: skip
+
+_NULL: Schema = {"type": "null"}
+_OBJECT: Schema = {"type": "object"}
+
+RESPONSE = record({
+    "id": TEXT, "object": {"const": "response"}, "created_at": WHOLE, "completed_at": optional(WHOLE),
+    "status": {"enum": ["completed", "incomplete", "failed"]}, "background": {"const": False}, "model": TEXT,
+    "error": optional(record({"code": TEXT, "message": TEXT})), "output": array(_OUTPUT),
+    "incomplete_details": optional(record({"reason": TEXT})), "metadata": _OBJECT, "instructions": optional(TEXT),
+    "max_output_tokens": optional(WHOLE), "parallel_tool_calls": {"type": "boolean"}, "reasoning": _OBJECT,
+    "service_tier": {"const": "default"}, "store": {"const": False}, "temperature": NUMBER, "top_p": NUMBER,
+    "text": _OBJECT, "tool_choice": {"anyOf": [TEXT, _OBJECT]}, "tools": array(_OBJECT), "top_logprobs": WHOLE,
+    "truncation": {"const": "disabled"}, "prompt_cache_options": optional(_OBJECT),
+    "prompt_cache_diagnostics": optional(_OBJECT),
+    **dict.fromkeys(("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"), optional(TEXT)),
+    **dict.fromkeys(("conversation", "max_tool_calls", "moderation", "previous_response_id", "prompt"), _NULL),
+    "usage": record({
+        "input_tokens": WHOLE, "input_tokens_details": record({"cached_tokens": WHOLE, "cache_write_tokens": WHOLE}),
+        "output_tokens": WHOLE, "output_tokens_details": record({"reasoning_tokens": WHOLE}), "total_tokens": WHOLE,
+    }),
+})  # fmt: skip
+"""The response of /v1/responses."""
+
 MODEL = record(
     {
         "id": TEXT, "object": {"const": "model"}, "created": WHOLE, "owned_by": TEXT, "root": TEXT,

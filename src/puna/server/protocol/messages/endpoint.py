@@ -20,13 +20,15 @@ from puna.server.protocol.messages.fields import COUNT_FIELDS, FIELDS
 from puna.server.protocol.messages.tools import read_tools
 from puna.server.protocol.reasoning import read_effort, switches
 from puna.server.protocol.sampling import read_options
+from puna.server.protocol.schemas import MESSAGE, WHOLE, record
 from puna.server.service import Service
 
 
 def router(service: Service) -> APIRouter:
     """Returns the routes."""
     routes = APIRouter()
-    add_endpoint(routes, service, "/v1/messages", FIELDS, _answer, summary="Answer messages", streams=True)
+    add_endpoint(routes, service, "/v1/messages", FIELDS, _answer, summary="Answer messages",
+                 response=MESSAGE, streams=True)  # fmt: skip
     add_endpoint(
         routes,
         service,
@@ -34,6 +36,7 @@ def router(service: Service) -> APIRouter:
         COUNT_FIELDS,
         _count,
         summary="Count tokens of messages",
+        response=record({"input_tokens": WHOLE}),
         admitted=False,
     )
     return routes

@@ -66,7 +66,9 @@ class Writer:
 
     def _set_reason(self, usage: Usage) -> None:
         end = self._end or Finished(0, "stop")
-        if end.reason == "tool_calls" or any(block["type"] == "tool_use" for block in self.message["content"]):
+        if end.reason == "invalid":  # the answer does not follow the requested format
+            reason = "refusal"
+        elif end.reason == "tool_calls" or any(block["type"] == "tool_use" for block in self.message["content"]):
             reason = "tool_use"
         else:
             reason = "end_turn"

@@ -23,6 +23,7 @@ from puna.server.protocol.responses.items import to_messages
 from puna.server.protocol.responses.resource import response_object
 from puna.server.protocol.responses.tools import read_format, read_tools
 from puna.server.protocol.sampling import read_options
+from puna.server.protocol.schemas import RESPONSE
 from puna.server.service import Service
 
 _LOGPROBS = "message.output_text.logprobs"
@@ -31,7 +32,8 @@ _LOGPROBS = "message.output_text.logprobs"
 def router(service: Service) -> APIRouter:
     """Returns the route."""
     routes = APIRouter()
-    add_endpoint(routes, service, "/v1/responses", FIELDS, _respond, summary="Answer items", streams=True)
+    add_endpoint(routes, service, "/v1/responses", FIELDS, _respond, summary="Answer items", response=RESPONSE,
+                 streams=True)  # fmt: skip
     return routes
 
 

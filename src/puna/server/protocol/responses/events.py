@@ -43,7 +43,8 @@ class Writer:
         """Returns the events of an update."""
         events: list[Event] = []
         if isinstance(update, TextDelta):
-            if update.text or (update.tokens and not isinstance(self._item, _Call)):
+            # The tokens that announce a call have no text: they do not begin a message.
+            if update.text or (update.tokens and isinstance(self._item, _Text)):
                 events += self._text(update)
         elif isinstance(update, ToolCallStart):
             events += self._close("completed") + self._open(_Call(update.id, update.name))

@@ -7,6 +7,8 @@ from typing import Any
 
 Message = dict[str, Any]
 
+_ROLES = {"developer": "system"}
+
 
 def to_messages(source: str | Sequence[Mapping[str, Any]], instructions: str | None) -> list[Message]:
     """Returns the messages of a request, in the form of /v1/chat/completions.
@@ -47,7 +49,8 @@ class _Turns:
         elif item["role"] == "assistant":
             self._assistant(text_of(item["content"]))
         else:
-            self._messages.append({"role": item["role"], "content": text_of(item["content"])})
+            role = _ROLES.get(item["role"], item["role"])
+            self._messages.append({"role": role, "content": text_of(item["content"])})
 
     def finish(self) -> list[Message]:
         """Returns the messages."""

@@ -109,8 +109,6 @@ def _sequences(call: Call, questions: Sequence[Question], adapter: str | None) -
 def _messages(state: Any, question: str) -> list[dict[str, Any]]:
     """Returns the conversation whose answer is an option: the question is the end of the last user message."""
     messages = to_messages(state, None)
-    roles = {"developer": "system"}
-    messages = [{**message, "role": roles.get(message["role"], message["role"])} for message in messages]
     last = messages[-1]
     if last["role"] == "user":
         text = f"{last['content']}\n\n{question}" if last["content"] else question
