@@ -9,6 +9,7 @@
 #   make kernels   compare the native kernels of every instruction set with reference implementations
 #   make arm       the same for 64-bit Arm, under emulation
 #   make fuzz      read 20,000 mutated files of every kind; COUNT=1000 SEED=2 changes the number and the files
+#   make fuzz-server  send random requests to every path of the server for half an hour; SECONDS=600 changes the time
 #   make sanitize  run the native runtime with the address, undefined-behaviour and thread sanitizers
 #   make bench     measure the speed relative to transformers
 #   make peers     install other engines and compare puna with one of them (about 15 minutes)
@@ -42,7 +43,7 @@ REPORT = (while sleep 15 > /dev/null 2>&1; do \
 RELEASE := -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON
 PROGRAMS := schedules kernels $(if $(filter x86_64 amd64,$(shell uname -m)),kernels_emulated)
 
-.PHONY: compatibility fuzz demo serve soak test test-fast test-core test-page test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
+.PHONY: compatibility fuzz fuzz-server demo serve soak test test-fast test-core test-page test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
 	bench peers limits clean tools packages oracles native install
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two runs of pip must not write to one environment
@@ -63,6 +64,10 @@ test-parallel: $(READY) $(ORACLES)
 # Rare faults of concurrency and scheduling, and longer random comparisons with transformers; takes about five minutes.
 soak: $(READY) $(ORACLES)
 	$(PYTEST) $(PARALLEL) -m soak $(TESTS)
+
+# Random requests to every path of the server, valid and invalid, for half an hour; needs `pip install schemathesis`.
+fuzz-server: $(READY)
+	PUNA_FUZZ_SECONDS=$(or $(SECONDS),1800) $(PYTEST) -m soak tests/server/test_openapi_fuzz.py
 
 # pytest exits with 5 if it selects no test, as with TESTS=tests/config.
 test-timing: $(READY) $(ORACLES)

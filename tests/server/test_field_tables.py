@@ -98,6 +98,23 @@ def test_responses_match_their_schema(client, path):
     jsonschema.validate(error.json(), responses["400"]["content"]["application/json"]["schema"])
 
 
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/responses", {"input": "the llama", "max_output_tokens": 2, "top_logprobs": 1, "metadata": {"a": "b"}}),
+        ("/v1/responses", {"input": MESSAGES, "text": {"format": {"type": "json_object"}}, "max_output_tokens": 2}),
+        ("/v1/messages", {"messages": MESSAGES, "max_tokens": 2}),
+        ("/v1/messages/count_tokens", {"messages": MESSAGES}),
+    ],
+)
+def test_responses_of_further_endpoints_match_their_schema(client, path, fields):
+    responses = application().openapi()["paths"][path]["post"]["responses"]
+    for status, extra in (("200", {}), ("400", {"model": 1})):
+        response = client.post(path, json={"model": "golden", **fields, **extra})
+        assert response.status_code == int(status), response.text
+        jsonschema.validate(response.json(), responses[status]["content"]["application/json"]["schema"])
+
+
 def test_unknown_fields(client):
     response = post(client, "/v1/chat/completions", temperatur=1)
     assert response.status_code == 400
