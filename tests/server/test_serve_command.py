@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,14 +23,15 @@ from puna.errors import ServerError  # noqa: E402
 from puna.server.run import _listen  # noqa: E402
 from puna.server.warm import read_prompts  # noqa: E402
 from tests.golden.files import LAYOUTS  # noqa: E402
+from tests.server.live import tool_checkpoint  # noqa: E402
 
 MESSAGES = [{"role": "user", "content": "the llama lives in the high grassland"}]
 
 
 @contextmanager
-def served(*options: str) -> Iterator[tuple[subprocess.Popen, dict[str, Any]]]:
-    """Runs `puna serve` with the committed checkpoint; yields the process and the line that it prints when ready."""
-    command = [sys.executable, "-m", "puna", "serve", str(LAYOUTS["hf"]), "--port", "0", "--json", *options]
+def served(*options: str, model: Path = LAYOUTS["hf"]) -> Iterator[tuple[subprocess.Popen, dict[str, Any]]]:
+    """Runs `puna serve`; yields the process and the line that it prints when ready."""
+    command = [sys.executable, "-m", "puna", "serve", str(model), "--port", "0", "--json", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline()
@@ -44,11 +46,14 @@ def body(**fields: Any) -> dict[str, Any]:
     return {"model": "hf", "messages": MESSAGES, "temperature": 0, "max_tokens": 4, **fields}
 
 
+@pytest.mark.slow
 def test_warm_prefixes_and_a_graceful_end(tmp_path):
     """The port cannot be used twice. After SIGTERM, the server is not ready, running streams end, the status is 0."""
     (tmp_path / "warm.json").write_text(json.dumps({"messages": MESSAGES}))
     with ExitStack() as opened:
-        process, ready = opened.enter_context(served("--warm", str(tmp_path / "warm.json"), "--name", "hf"))
+        process, ready = opened.enter_context(
+            served("--warm", str(tmp_path / "warm.json"), "--name", "hf", model=tool_checkpoint(tmp_path))
+        )
         client = opened.enter_context(httpx.Client(base_url=ready["url"], timeout=30))
         assert ready["model"] == "hf"
         with pytest.raises(ServerError, match=f"port {ready['url'].rpartition(':')[2]} at 127.0.0.1 cannot be used"):
@@ -56,8 +61,8 @@ def test_warm_prefixes_and_a_graceful_end(tmp_path):
         assert client.get("/health/ready").status_code == 200
         usage = client.post("/v1/chat/completions", json=body()).json()["usage"]
         assert usage["prompt_tokens_details"]["cached_tokens"] > 0
-        # More than the buffers of the connection hold, so that the stream cannot end before it is read.
-        fields = body(stream=True, n=8, temperature=1, max_tokens=200, ignore_eos=True, logprobs=True, top_logprobs=20)
+        # About 7 MB: more than the buffers of the connection hold, so that the stream cannot end before it is read.
+        fields = body(stream=True, n=8, temperature=1, max_tokens=700, ignore_eos=True, logprobs=True, top_logprobs=20)
         with client.stream("POST", "/v1/chat/completions", json=fields) as response:
             lines = response.iter_lines()
             next(lines)
