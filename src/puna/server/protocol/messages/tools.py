@@ -6,13 +6,14 @@ from collections.abc import Mapping, MutableSequence, Sequence
 from typing import Any
 
 from puna.errors import show
-from puna.server.errors import ApiError, unsupported
+from puna.server.errors import unsupported
 from puna.server.protocol.fields import Values
 from puna.server.protocol.messages.fields import SERVER_TOOLS
 from puna.server.protocol.tagged import Skipped, skipped
-from puna.server.tools.toolset import Function, ToolSet
+from puna.server.protocol.tool_sets import make_tool_set
+from puna.server.tools.toolset import Function, Mode, ToolSet
 
-_MODES = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
+_MODES: dict[str, Mode] = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
 
 
 def read_tools(values: Values, ignored: MutableSequence[str]) -> ToolSet | None:
@@ -41,7 +42,9 @@ def read_tools(values: Values, ignored: MutableSequence[str]) -> ToolSet | None:
             )
     if not functions:
         _check_server_tools(tools)
-    return _tool_set(tuple(functions), values["tool_choice"] or {"type": "auto"})
+    choice = values["tool_choice"] or {"type": "auto"}
+    allowed = [choice["name"]] if choice["type"] == "tool" else None
+    return make_tool_set(functions, _MODES[choice["type"]], allowed, not choice.get("disable_parallel_tool_use"))
 
 
 def _check_server_tools(tools: Sequence[Mapping[str, Any]]) -> None:
@@ -49,19 +52,3 @@ def _check_server_tools(tools: Sequence[Mapping[str, Any]]) -> None:
         if isinstance(tool, Skipped) and str(tool["type"]).startswith(SERVER_TOOLS):
             message = f"tools[{index}].type is {show(tool['type'])}; this server runs no tools, give some of the client"
             raise unsupported(f"tools[{index}].type", message)
-
-
-def _tool_set(functions: tuple[Function, ...], choice: Mapping[str, Any]) -> ToolSet | None:
-    names, kind = [function.name for function in functions], choice["type"]
-    repeated = next((name for name in names if names.count(name) > 1), None)
-    if repeated is not None:
-        raise ApiError(400, f"tools has two tools with the name {show(repeated)}", param="tools")
-    if kind == "tool" and choice["name"] not in names:
-        name = show(choice["name"])
-        raise ApiError(400, f"tool_choice.name is {name}, which is not one of the tools", param="tool_choice.name")
-    if not functions:
-        if kind == "any":
-            raise ApiError(400, "tool_choice requires a call, but the request has no tools", param="tool_choice")
-        return None
-    allowed = (choice["name"],) if kind == "tool" else None
-    return ToolSet(functions, _MODES[kind], allowed, not choice.get("disable_parallel_tool_use"))  # type: ignore[arg-type]
