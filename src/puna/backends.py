@@ -80,8 +80,8 @@ def check_language_model(path: Path, head: str) -> None:
     if head != "lm":
         methods = "embed or classify" if head == "classification" else "embed"
         raise RequestError(
-            f"{path} has no language-model head (its head: {head}), so that it can neither generate text nor compute "
-            f"logits; use {methods}, or load a language model"
+            f"the model {path.resolve().name} has no language-model head (its head: {head}), so that it can neither "
+            f"generate text nor compute logits; use {methods}, or load a language model"
         )
 
 

@@ -146,7 +146,7 @@ class TextModel(LoadedModel):
             head = ClassificationHead.of(chosen.config, chosen.score)
         if head is None:
             raise RequestError(
-                f"{self.path} has no classification head (its head: {self._head}); load a "
+                f"the model {self.path.resolve().name} has no classification head (its head: {self._head}); load a "
                 "LlamaForSequenceClassification, or an adapter with a classification head, or use generate"
             )
         loaded = self._adapters.loaded(adapter)

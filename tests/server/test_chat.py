@@ -36,7 +36,11 @@ def test_the_answer_equals_that_of_llm(client, llm):
     ("fields", "param"),
     [({"temperature": 3}, "temperature"), ({"tempratur": 1}, "tempratur"), ({"n": 0}, "n"),
      ({"messages": []}, "messages"),
-     ({"model": 3}, "model"), ({"messages": [{"role": "user"}]}, "messages[0].content")],
+     ({"model": 3}, "model"), ({"messages": [{"role": "user"}]}, "messages[0].content"),
+     ({"logit_bias": {"999999": 1}}, "logit_bias"), ({"stop_token_ids": [999999]}, "stop_token_ids"),
+     ({"min_tokens": 9}, "min_tokens"), ({"chat_template_kwargs": {"tools": 1}}, "chat_template_kwargs"),
+     ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "x"}}]}]},
+      "messages[0].tool_calls[0].function.arguments")],
 )  # fmt: skip
 def test_invalid_fields_are_errors_that_name_the_field(client, fields, param):
     response = chat(client, **fields)

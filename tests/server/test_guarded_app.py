@@ -17,6 +17,7 @@ from puna.server.settings import ServerSettings
 from tests.server.asgi import Connection, Reply, call_async, scope_of
 
 KEYS = (("alice", "first-key-of-the-tests"), ("bob", "second-key-of-the-tests"))
+TEXT = "the llama lives in the high grassland and sleeps under the stars of the mountain " * 3
 ENDLESS = {"max_tokens": 200, "ignore_eos": True, "stream": True}
 
 
@@ -224,10 +225,9 @@ def test_a_server_that_loads_is_alive_but_not_ready(tmp_path):
 def test_callers_do_not_share_cached_prefixes(llm):
     async def main():
         server = Server(llm, keys=KEYS)
-        text = "the llama lives in the high grassland and sleeps under the stars of the mountain " * 2
 
         async def cached(key, **fields):
-            reply = await server.chat(headers=[("x-api-key", key)], text=text, **fields)
+            reply = await server.chat(headers=[("x-api-key", key)], text=TEXT, **fields)
             return reply.json["usage"]["prompt_tokens_details"]["cached_tokens"]
 
         alice, bob = (key for _, key in KEYS)
@@ -235,6 +235,40 @@ def test_callers_do_not_share_cached_prefixes(llm):
         assert await cached(alice) > 0
         assert await cached(bob) == 0
         assert await cached(bob) > 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/score", {"text_1": "one " + TEXT, "text_2": " and"}),
+        ("/v1/embeddings", {"input": "two " + TEXT}),
+        (
+            "/v1/decisions",
+            {"input": "three " + TEXT, "questions": [{"type": "predicate", "instructions": "It is true."}]},
+        ),
+    ],
+)
+def test_callers_do_not_share_prefixes_of_texts_that_are_only_read(llm, monkeypatch, path, fields):
+    computed, forward = [], llm._backend.forward
+
+    def counted(chunks, *rest):
+        computed.append(sum(len(chunk.tokens) for chunk in chunks))
+        return forward(chunks, *rest)
+
+    monkeypatch.setattr(llm._backend, "forward", counted)
+
+    async def main():
+        server = Server(llm, keys=KEYS)
+        counts = []
+        for key in (KEYS[0][1], KEYS[1][1], KEYS[0][1]):
+            computed.clear()
+            body = json.dumps({"model": "golden", **fields}).encode()
+            reply = await call_async(server.app, scope_of("POST", path, [("x-api-key", key)]), body)
+            assert reply.status == 200, reply.body
+            counts.append(sum(computed))
+        assert counts[0] == counts[1] > counts[2]
 
     asyncio.run(main())
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Container
 from typing import Any
 
 from puna.errors import ArgumentError, ChatTemplateError, MissingExtraError, RequestError, TokenIdError
@@ -24,8 +26,12 @@ _ANTHROPIC_CODES = frozenset({"thread_unsupported_request"})
 """Codes of errors that Anthropic's SDK reads: after this one, its tool runner sends all messages."""
 
 
-_CLIENT_ERRORS = (RequestError, ChatTemplateError, TokenIdError, ArgumentError, MissingExtraError)
+CLIENT_ERRORS = (RequestError, ChatTemplateError, TokenIdError, ArgumentError, MissingExtraError)
 """Errors that a request can cause. The messages of others may contain paths of the server."""
+
+
+_PATH = re.compile(r"(\w*)(?:\[\d+\]|\.\w+)*")
+"""The path of a field, such as messages[0].content, and its first name."""
 
 
 class ApiError(Exception):
@@ -78,12 +84,19 @@ def unsupported(param: str, message: str) -> ApiError:
     return ApiError(400, message, param=param, code="unsupported_parameter")
 
 
-def api_error(error: BaseException, request_id: str | None = None) -> ApiError:
-    """Returns the error to send for any exception. The text of an unexpected one is not sent."""
+def api_error(error: BaseException, request_id: str | None = None, fields: Container[str] = ()) -> ApiError:
+    """Returns the error to send for any exception. The text of an unexpected one is not sent.
+
+    Args:
+        request_id: identifies the request in the log.
+        fields: names of fields; an error whose message begins with one is an error of this field.
+    """
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, _CLIENT_ERRORS):
-        return ApiError(400, str(error))
+    if isinstance(error, CLIENT_ERRORS):
+        path = _PATH.match(str(error))
+        param = path[0] if path is not None and path[1] in fields else None
+        return ApiError(400, str(error), param=param, code="invalid_value")
     suffix = "" if request_id is None else f" (request {request_id})"
     return ApiError(500, f"the server failed; its log has the cause{suffix}", code="internal_error")
 

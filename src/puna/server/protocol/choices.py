@@ -143,6 +143,8 @@ async def start(call: Call, generation: Generation) -> Running:
         running = await call.service.start(generation)
     except ChatTemplateError as exc:
         param = "input" if "input" in call.values else "messages"
+        if str(exc).startswith("template variable"):
+            param = "chat_template_kwargs"
         raise ApiError(400, str(exc), param=param, code="invalid_value") from exc
     except RuleError as exc:
         message = str(exc)

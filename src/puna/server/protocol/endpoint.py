@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from puna.errors import show
-from puna.server.errors import ApiError, api_error, to_json
+from puna.server.errors import CLIENT_ERRORS, ApiError, api_error, to_json
 from puna.server.events import cancelled_on_disconnect
 from puna.server.guard.admission import Ticket
 from puna.server.guard.exchange import exchange_of
@@ -64,6 +64,10 @@ class Call:
     def json(self, document: Any) -> Response:
         """Returns a response with a JSON document."""
         return json_response(document, headers=self.headers)
+
+    async def long_json(self, make: Callable[[], Any]) -> Response:
+        """Returns a response with the JSON document that a function returns. Both are made in a thread."""
+        return await asyncio.to_thread(lambda: self.json(make()))
 
 
 Handler = Callable[[Call], Awaitable[Response]]
@@ -171,7 +175,10 @@ class _Response(Response):
             exchange, admission = exchange_of(call.request.scope), call.service.admission
             self._ticket = await admission.enter(exchange.caller.name, **_queue_options(call.values))
             call.service.observer.admitted(exchange, self._ticket)
-        return await self._parts[2](call)
+        try:
+            return await self._parts[2](call)
+        except CLIENT_ERRORS as exc:
+            raise api_error(exc, fields=call.values) from exc
 
 
 def _queue_options(values: Values) -> dict[str, Any]:

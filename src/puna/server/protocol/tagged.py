@@ -64,7 +64,7 @@ class Tagged(Type):
         return {"anyOf": [self._schema(kind, table.schema(limits)) for kind, table in self.kinds.items()]}
 
     def _schema(self, kind: str, schema: dict[str, Any]) -> dict[str, Any]:
-        properties = {**schema["properties"], self.key: {"const": kind}}
+        properties = {**schema["properties"], self.key: {"enum": [kind, None] if kind == self.default else [kind]}}
         required = [*schema.get("required", ())] + ([] if kind == self.default else [self.key])
         return {**schema, "properties": properties, "required": required}
 

@@ -57,8 +57,13 @@ async def _answer(call: Call) -> Response:
         chunks = _chunks(call, running, head, writer)
         return EventStream(chunks, call.service.settings, cancel=running.cancel, headers=call.headers)
     choices = await collect(running, values["n"] * len(running.prompts))
-    document = {**head, "choices": [writer.complete(index, choice) for index, choice in enumerate(choices)]}
-    return call.json({**document, "usage": call_usage(call, running)})
+
+    def document() -> dict[str, Any]:
+        items = [writer.complete(index, choice) for index, choice in enumerate(choices)]
+        return {**head, "choices": items, "usage": call_usage(call, running)}
+
+    is_long = values["logprobs"] is not None or values["prompt_logprobs"] is not None
+    return await call.long_json(document) if is_long else call.json(document())
 
 
 def _read_generation(call: Call) -> Generation:

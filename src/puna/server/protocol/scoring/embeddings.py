@@ -65,11 +65,15 @@ async def _embed(call: Call) -> Response:
         ),
     )
     as_text = values["encoding_format"] == "base64"
-    data = [
-        {"object": "embedding", "index": index, "embedding": _encode(result.state, as_text)}
-        for index, result in enumerate(results)
-    ]
-    return call.json({"object": "list", "data": data, "model": values["model"], "usage": usage_of(results)})
+
+    def document() -> dict[str, Any]:
+        data = [
+            {"object": "embedding", "index": index, "embedding": _encode(result.state, as_text)}
+            for index, result in enumerate(results)
+        ]
+        return {"object": "list", "data": data, "model": values["model"], "usage": usage_of(results)}
+
+    return await call.long_json(document)
 
 
 def _encode(state: NDArray[np.float32], as_text: bool) -> Any:
