@@ -160,6 +160,20 @@ def test_a_request_that_waits_too_long_is_refused(llm):
     asyncio.run(main())
 
 
+def test_the_time_in_the_queue_is_not_part_of_the_time_limit(llm):
+    async def main():
+        server = Server(llm, request_seconds=0.5)
+        admission = server.service.admission
+        ticket = await admission.enter("other", size=admission.slots)
+        task = asyncio.ensure_future(server.chat())
+        await until(lambda: admission.waiting)
+        await asyncio.sleep(0.6)
+        admission.leave(ticket)
+        assert (await asyncio.wait_for(task, 10)).status == 200
+
+    asyncio.run(main())
+
+
 def test_a_slow_reader_is_dropped_and_its_generation_cancelled(llm):
     async def main():
         server = limited(llm)

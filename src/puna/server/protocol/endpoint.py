@@ -165,16 +165,20 @@ class _Response(Response):
             document, size = await read_document(request, service)
             values = await _aside(size, read, table, document, service.settings)
             call = Call(service, values, request, list(values.ignored))
+            if self._admitted and not await cancelled_on_disconnect(receive, self._enter(call)):
+                return None
             return await cancelled_on_disconnect(receive, self._answer(call), service.settings.request_seconds)
 
         await send_result(answer(), scope, receive, send)
 
+    async def _enter(self, call: Call) -> bool:
+        """Waits in the queue; returns True."""
+        exchange, admission = exchange_of(call.request.scope), call.service.admission
+        self._ticket = await admission.enter(exchange.caller.name, **_queue_options(call.values))
+        call.service.observer.admitted(exchange, self._ticket)
+        return True
+
     async def _answer(self, call: Call) -> Response:
-        """Waits in the queue, and answers."""
-        if self._admitted:
-            exchange, admission = exchange_of(call.request.scope), call.service.admission
-            self._ticket = await admission.enter(exchange.caller.name, **_queue_options(call.values))
-            call.service.observer.admitted(exchange, self._ticket)
         try:
             return await self._parts[2](call)
         except CLIENT_ERRORS as exc:

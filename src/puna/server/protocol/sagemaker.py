@@ -21,6 +21,7 @@ from puna.server.events import EventStream, data
 from puna.server.generation import Generation, Running, TextDelta
 from puna.server.protocol.endpoint import Call, error_responses, json_response, read_document, respond, send_result
 from puna.server.protocol.fields import HONOURED, REFUSED, VALUES, Field, Table, Values
+from puna.server.protocol.schemas import CHAT_COMPLETION, TEXT, TEXT_COMPLETION, array, record
 from puna.server.protocol.types import Any_, Array, Boolean, Integer, Number, Reader, Text
 from puna.server.service import Service
 
@@ -64,6 +65,10 @@ FIELDS = Table("SageMakerRequest", (
     Field("model", Text(1), HONOURED, "name of the model or adapter; the base model without it"),
 ), open=False)  # fmt: skip
 
+_RESPONSE = {"anyOf": [
+    array(record({"generated_text": TEXT}, {"details": {"type": "object"}})), CHAT_COMPLETION, TEXT_COMPLETION,
+]}  # fmt: skip
+
 
 def router(service: Service) -> APIRouter:
     """Returns the routes."""
@@ -80,7 +85,8 @@ def router(service: Service) -> APIRouter:
     schema = {"anyOf": [FIELDS.schema(service.settings.limits), {"type": "object"}]}
     routes.add_api_route(
         "/invocations", invocations, methods=["POST"], summary="Continue a text, or answer messages, for SageMaker",
-        response_class=Response, responses=error_responses("/invocations"),
+        response_class=Response, responses={200: {"description": "the answer", "content": {
+            "application/json": {"schema": _RESPONSE}, "text/event-stream": {}}}, **error_responses("/invocations")},
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
     )  # fmt: skip
     return routes
