@@ -10,7 +10,7 @@ import pytest
 
 from puna.errors import ConfigError
 from puna.server.guard import callers as callers_module
-from puna.server.guard.access_log import SECURITY_HEADERS, Frontier
+from puna.server.guard.access_log import SECURITY_HEADERS, OuterMiddleware
 from puna.server.guard.callers import KeyRing, read_keys
 from puna.server.guard.exchange import exchange_of
 from puna.server.guard.security import OPEN_PATHS, Guard, Policy, check_address
@@ -32,7 +32,7 @@ async def application(scope, receive, send):
 
 
 def request(policy: Policy, scope, body=b"{}", lines=None) -> Reply:
-    outer = Frontier(Guard(application, policy), log=None if lines is None else lines.append)
+    outer = OuterMiddleware(Guard(application, policy), log=None if lines is None else lines.append)
     return call(outer, scope, body)
 
 
@@ -345,7 +345,7 @@ def test_new_request_ids_differ():
 )
 def test_a_request_writes_one_line_of_log(path, as_json):
     lines: list[str] = []
-    outer = Frontier(Guard(application, OPEN), lines.append, as_json)
+    outer = OuterMiddleware(Guard(application, OPEN), lines.append, as_json)
     call(outer, scope_of("GET", path))
     assert len(lines) == 1 and len(lines[0].splitlines()) == 1 and lines[0].isprintable() and len(lines[0]) < 1000
     if as_json:
@@ -356,7 +356,7 @@ def test_the_log_contains_no_texts():
     lines: list[str] = []
     headers = [BEARER, ("cookie", "secret-cookie"), ("user-agent", "secret-agent")]
     call(
-        Frontier(Guard(application, CLOSED), lines.append),
+        OuterMiddleware(Guard(application, CLOSED), lines.append),
         scope_of(headers=headers, query=b"secret-query"),
         b'{"secret-prompt": 1}',
     )
@@ -380,7 +380,7 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 )
 def test_trace_ids_are_logged_if_they_are_valid(value, valid):
     lines: list[str] = []
-    call(Frontier(Guard(application, OPEN), lines.append), scope_of("GET", headers=[("traceparent", value)]))
+    call(OuterMiddleware(Guard(application, OPEN), lines.append), scope_of("GET", headers=[("traceparent", value)]))
     assert (TRACE in lines[0]) == valid and "forged" not in lines[0]
 
 
@@ -396,7 +396,7 @@ def test_a_response_may_have_its_own_policy():
         await send({"type": "http.response.start", "status": 200, "headers": [(b"Content-Security-Policy", b"mine")]})
         await send({"type": "http.response.body"})
 
-    reply = call(Frontier(Guard(page, OPEN)), scope_of("GET"))
+    reply = call(OuterMiddleware(Guard(page, OPEN)), scope_of("GET"))
     assert [value for name, value in reply.headers if name.lower() == "content-security-policy"] == ["mine"]
 
 
@@ -445,7 +445,7 @@ class TestAllowedOrigins:
         async def run():
             from puna.server.guard.security import origin_headers
 
-            outer = Frontier(Guard(application, policy), extra=lambda scope: origin_headers(scope, policy))
+            outer = OuterMiddleware(Guard(application, policy), extra=lambda scope: origin_headers(scope, policy))
             return await call_async(outer, scope_of(method, headers=headers), b"{}")
 
         return asyncio.run(run())

@@ -47,11 +47,11 @@ ROUTERS = (
     decisions.router,
     tokens.router,
 )
-"""Each returns the routes of one interface."""
+"""Functions that each return the routes of one interface."""
 
 
 class _App(FastAPI):
-    """FastAPI with the middleware of `puna.server.guard` around its own, which answers unexpected errors."""
+    """FastAPI, whose own middleware answers unexpected errors, inside the middleware of `puna.server.guard`."""
 
     def __init__(self, service: Service, settings: ServerSettings) -> None:
         self._settings, self._policy, self._observe = (
@@ -62,7 +62,7 @@ class _App(FastAPI):
         super().__init__(title="puna", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
 
     def openapi(self) -> dict[str, Any]:
-        """Returns the OpenAPI document. The status 422, which FastAPI describes, does not occur."""
+        """Returns the OpenAPI document without the status 422, which FastAPI adds and this server never sends."""
         if self.openapi_schema is None:
             document = super().openapi()
             for operations in document["paths"].values():

@@ -23,11 +23,11 @@ _ANTHROPIC_TYPES = {
 _ANTHROPIC_PATHS = ("/v1/messages",)
 
 _ANTHROPIC_CODES = frozenset({"thread_unsupported_request"})
-"""Codes of errors that Anthropic's SDK reads: after this one, its tool runner sends all messages."""
+"""Codes that Anthropic's SDK reads. After an error with this code, its tool runner sends all messages again."""
 
 
 CLIENT_ERRORS = (RequestError, ChatTemplateError, TokenIdError, ArgumentError, MissingExtraError)
-"""Errors that a request can cause. The messages of others may contain paths of the server."""
+"""Errors that a request can cause. Messages of other errors may contain paths of the server, and are not sent."""
 
 
 _PATH = re.compile(r"(\w*)(?:\[\d+\]|\.\w+)*")

@@ -1,4 +1,4 @@
-"""Server-sent events: a stream of bytes with pings, which ends its generation when the client is gone or too slow."""
+"""Server-sent events: a stream that sends pings, and ends its generation if the client disconnects or is too slow."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class EventStream(Response):
     """A response of server-sent events.
 
     Args:
-        events: yields the bytes of events. It is closed when the client disconnects.
+        events: yields the bytes of events; closed when the client disconnects.
         cancel: ends the generation; called whenever the stream ends.
         render_error: returns the event for an error inside the stream.
     """
@@ -105,10 +105,11 @@ class _SlowReaderError(Exception):
 
 
 class _Watch:
-    """Sends the events of a stream, and watches the time: one task for each stream, so that an event costs little.
+    """Sends the events of a stream and enforces its time limits.
 
-    While there is no event, it sends comments. When sending takes too long, or the stream does, it cancels the stream's
-    task.
+    One task per stream checks the time, because a timer per event would cost more. It sends a comment when there has
+    been no event for a while, and cancels the task that writes the stream when the stream or the sending of an event
+    takes too long.
 
     Attributes:
         error: why the task was cancelled; None if this object has not cancelled it.
@@ -119,7 +120,7 @@ class _Watch:
         self._task = task
         self._send = send
         self._ping, self._slow = settings.ping_seconds, settings.slow_reader_seconds
-        self._since = time.monotonic()  # of the event that is being sent, or of the last one
+        self._since = time.monotonic()  # when sending began, or ended if nothing is being sent
         self._deadline = self._since + settings.request_seconds
         self._is_sending = False
 
@@ -130,7 +131,7 @@ class _Watch:
         self._since, self._is_sending = time.monotonic(), False
 
     async def run(self) -> None:
-        """Watches until it is cancelled, or has cancelled the stream."""
+        """Checks the time until this task is cancelled, or has cancelled the stream."""
         while self.error is None:
             now = time.monotonic()
             rest = (self._slow if self._is_sending else self._ping) - (now - self._since)
@@ -155,7 +156,7 @@ class _Watch:
 
 def timeout_error() -> ApiError:
     """Returns the error for a request that takes too long."""
-    message = "the answer took longer than this server allows; request fewer tokens, or start it with --request-seconds"
+    message = "the answer took too long; request fewer tokens, or start the server with a larger --request-seconds"
     return ApiError(408, message, code="request_timeout")
 
 
@@ -182,7 +183,7 @@ async def cancelled_on_disconnect(
                 item.cancel()
                 await asyncio.wait({item}, timeout=1)
         if not task.cancelled():
-            task.exception()  # is not reported as an exception that was never retrieved
+            task.exception()  # otherwise asyncio reports an exception that was never retrieved
 
 
 async def _disconnected(receive: Receive) -> None:

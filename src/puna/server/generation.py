@@ -1,6 +1,6 @@
-"""The path by which every endpoint generates: a `Generation` becomes a `Running`, which yields updates.
+"""How every endpoint generates: it starts a `Generation`, and reads updates from the resulting `Running`.
 
-No module here knows the names of HTTP fields.
+This module does not know the names of HTTP fields.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FinishReason = Literal["stop", "length", "tool_calls", "invalid"]
 
 @dataclass(frozen=True)
 class Generation:
-    """A request to generate, as all endpoints see it.
+    """A request to generate, in the form that all endpoints share.
 
     Attributes:
         prompt: a text, token ids or a conversation.
@@ -41,7 +41,7 @@ class Generation:
         adapter: the adapter's name; None for the base model.
         n: number of answers.
         best_of: number of candidates, of which the best n are returned; not for streams.
-        tools: JSON descriptions of tools, for the chat template; those of `tool_set` replace them.
+        tools: JSON descriptions of tools for the chat template; ignored if `tool_set` is set.
         tool_set: the tools that the answer may call.
         add_generation_prompt: end the prompt with the header of the assistant's answer.
         continue_final_message: continue the last message instead of answering it.
@@ -49,10 +49,10 @@ class Generation:
         priority: requests with lower numbers come first.
         salt: requests share cached prefixes only with requests of the same salt.
         prediction: a text that the answer is expected to resemble: a source of guessed tokens.
-        explain_prefix: find out why the prefix cache did not have all of the prompt.
+        explain_prefix: find out why the prefix cache did not contain the complete prompt.
         progress: report how far the prompt has been read.
-        include_stop: the stop string that ends the answer is part of it.
-        skip_special_tokens: the text leaves special tokens out.
+        include_stop: keep the stop string at the end of the answer's text.
+        skip_special_tokens: omit special tokens from the text.
     """
 
     prompt: Prompt
@@ -82,7 +82,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class TextDelta:
-    """Text that no later token can change, and the tokens whose text is complete with it.
+    """Text that no later token can change, and the tokens whose text ends in it.
 
     Attributes:
         choice: index of the answer.
@@ -98,7 +98,7 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class ToolCallStart:
-    """The beginning of the answer's tool call number `index`, whose function is known."""
+    """The beginning of a tool call: its number in the answer, its identifier and the name of its function."""
 
     choice: int
     index: int
@@ -138,7 +138,7 @@ Update = TextDelta | ToolCallStart | ToolCallArguments | Finished | PrefillProgr
 
 @dataclass(frozen=True)
 class Usage:
-    """Numbers of tokens of a request; those of guessed tokens count only tokens of the prediction."""
+    """Numbers of tokens of a request. `accepted` and `rejected` count tokens of the request's prediction."""
 
     prompt: int
     completion: int
@@ -155,14 +155,14 @@ class Usage:
 
 
 class Running:
-    """A generation that has started: an iterator of its updates. Deleting or cancelling it ends the requests.
+    """A running generation: an iterator of updates. Cancelling or deleting it ends its requests in the engine.
 
     The answers to prompt i have the indices i * n to i * n + n - 1.
 
     Attributes:
         prompts: the token ids of the prompts.
         on_end: called when the answers are complete.
-        ignored: keywords in the schemas of tools that are ignored, as paths.
+        ignored: paths of the keywords that were ignored in the schemas of tools.
     """
 
     on_end: Callable[[], None] | None = None
@@ -195,21 +195,21 @@ class Running:
             prompt, answer = answers[index]
             for copy in copies:
                 choice = prompt * first.n + copy if first.equal else index
-                for update in self._parsed(choice, piece, answer.stop):
+                for update in self._parse(choice, piece, answer.stop):
                     yield update
-        self._ended()
+        self._call_on_end()
 
     async def _best(self) -> AsyncIterator[Update]:
-        """Yields the best answers, which are known only at the end."""
+        """Yields the best answers, after all candidates are complete."""
         await self._stream.wait_async()
-        self._ended()
+        self._call_on_end()
         for choice, completion in enumerate(self.completions):
             delta = Delta(completion.text, completion.ids, completion.logprobs or (), completion.finish_reason)
-            for update in self._parsed(choice, delta, completion.stop):
+            for update in self._parse(choice, delta, completion.stop):
                 yield update
 
-    def _parsed(self, choice: int, delta: Delta, stop: str | int | None) -> Iterator[Update]:
-        """Yields the updates for a part of an answer. Tokens of calls are in updates without text."""
+    def _parse(self, choice: int, delta: Delta, stop: str | int | None) -> Iterator[Update]:
+        """Yields the updates for a part of an answer. The tokens of a tool call are in a `TextDelta` without text."""
         parser, reason = self._parsers[choice], cast(str | None, delta.finish_reason)
         pieces: list[Piece] = [Text(delta.text)] if parser is None else parser.feed(delta.text)
         if parser is not None and reason is not None:
@@ -226,7 +226,7 @@ class Running:
         if reason is not None:
             yield Finished(choice, cast(FinishReason, reason), stop)
 
-    def _ended(self) -> None:
+    def _call_on_end(self) -> None:
         if self.on_end is not None:
             self.on_end()
 
@@ -242,7 +242,7 @@ class Running:
 
     @property
     def usage(self) -> Usage:
-        """Numbers of tokens so far. Those of candidates that are not returned count too."""
+        """Numbers of tokens so far, including the tokens of candidates that are not returned."""
         tokens = accepted = rejected = 0
         for item in self._candidates:
             copies = item.n if item.equal else 1
@@ -254,12 +254,12 @@ class Running:
 
     @property
     def prefix_miss(self) -> PrefixMiss | None:
-        """Why the prefix cache did not have all of the first prompt, after the first update."""
+        """Why the prefix cache did not contain the complete first prompt; known after the first update."""
         return self._candidates[0].answers[0].prefix_miss
 
     @property
     def prompt_usage(self) -> Usage:
-        """Numbers of tokens of the prompts, after the first update."""
+        """Numbers of tokens of the prompts; known after the first update."""
         cached = sum(item.answers[0].cached_tokens for item in self._candidates)
         return Usage(sum(map(len, self.prompts)), 0, cached)
 
@@ -269,7 +269,7 @@ class Running:
 
 
 _COMPILERS = ThreadPoolExecutor(2, "puna-compile")
-"""Compiles schemas and grammars: one may take seconds, and must not delay requests without them."""
+"""Compiles schemas and grammars. Compilation may take seconds, and must not delay other requests."""
 
 
 async def start(llm: AsyncLLM, generation: Generation) -> Running:
@@ -295,7 +295,7 @@ def _has_rules(generation: Generation) -> bool:
 
 
 def _plan(llm: AsyncLLM, generation: Generation, compile_rules: Callable[[Options], object]) -> ToolPlan | None:
-    """Returns how an answer with tools is generated, and compiles rules; None without tools."""
+    """Returns how to generate an answer with tools, or None without tools. Compiles the rules of the answer."""
     if not is_messages(generation.prompt):
         compile_rules(generation.options)
         return None
@@ -306,8 +306,8 @@ def _plan(llm: AsyncLLM, generation: Generation, compile_rules: Callable[[Option
     return plan
 
 
-def _planned(generation: Generation, plan: ToolPlan | None) -> Generation:
-    """Returns a request with the conversation and the options of a plan."""
+def _with_plan(generation: Generation, plan: ToolPlan | None) -> Generation:
+    """Returns a request that uses the conversation and the options of a plan."""
     if plan is None:
         return generation
     shows = plan.tools is not None and plan.form.shows_special
@@ -322,7 +322,7 @@ def _planned(generation: Generation, plan: ToolPlan | None) -> Generation:
 
 def encode(llm: AsyncLLM, generation: Generation) -> tuple[int, ...]:
     """Returns the token ids of the first prompt."""
-    generation = _planned(generation, _plan(llm, generation, lambda options: None))
+    generation = _with_plan(generation, _plan(llm, generation, lambda options: None))
     return _encode(llm, generation.prompt, generation)
 
 
@@ -353,18 +353,18 @@ def check_length(llm: AsyncLLM, count: int, generation: Generation) -> int:
 
 
 def _candidates(llm: AsyncLLM, generation: Generation, plan: ToolPlan | None) -> list[Candidates]:
-    """Returns the answers to be generated for each prompt."""
-    generation = _planned(generation, plan)
+    """Returns the candidates to generate for each prompt."""
+    generation = _with_plan(generation, plan)
     is_chat = is_messages(generation.prompt)
-    ends = llm._turn_end_ids if is_chat else frozenset()
+    turn_ends = llm._turn_end_ids if is_chat else frozenset()
     continues = generation.continue_final_message or not is_chat
     result = []
     for prompt in (generation.prompt, *generation.more_prompts):
         ids = _encode(llm, prompt, generation)
         options = _options(generation, check_length(llm, len(ids), generation))
         if is_chat and "max_tokens" not in options and GenerationDefaults.of(llm.generation_config).max_tokens is None:
-            options["max_tokens"] = None  # an answer in a chat ends by itself
-        (candidates,) = llm._candidates([ids], continues, options, ends, checks_text=plan is None)
+            options["max_tokens"] = None  # a chat model ends its answer with an end token
+        (candidates,) = llm._candidates([ids], continues, options, turn_ends, checks_text=plan is None)
         for index, answer in enumerate(candidates.required):
             answer.use_deltas(generation.progress and index == 0)
         result.append(candidates)

@@ -1,7 +1,7 @@
 """`Metrics`: the Prometheus metrics of the server. Their names have vLLM's suffixes, which its dashboards use.
 
-Labels are the names of models and adapters, and values of fixed lists: their number is bounded. Nothing of a request
-becomes a label.
+The values of labels are the names of models and adapters, or come from fixed lists, so that their number is bounded. No
+text of a request becomes a label.
 """
 
 from __future__ import annotations
@@ -21,31 +21,12 @@ _FIRST_TOKEN = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560,
 )  # fmt: skip
 _TOKEN_GAP = (
-    0.002,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.075,
-    0.1,
-    0.15,
-    0.2,
-    0.3,
-    0.4,
-    0.5,
-    0.75,
-    1,
-    2.5,
-    5,
-    7.5,
-    10,
-    20,
-    40,
-    80,
-)
+    0.002, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80,
+)  # fmt: skip
 _REQUEST = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 _COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 _CHOICES = (1, 2, 5, 10, 20)
+"""Buckets of vLLM's histograms. Those of 2 and 5 ms between tokens are additional, for small models."""
 
 Kind = Literal["gauge", "counter", "histogram"]
 
@@ -62,8 +43,8 @@ class _Row:
 
 ROWS: Mapping[str, _Row] = {
     "num_requests_running": _Row("gauge", "Requests that the model is answering."),
-    "num_requests_waiting": _Row("gauge", "Requests that wait for others."),
-    "kv_cache_usage_perc": _Row("gauge", "Used part of the key-value cache, from 0 to 1."),
+    "num_requests_waiting": _Row("gauge", "Requests that wait in the queue."),
+    "kv_cache_usage_perc": _Row("gauge", "Fraction of the key-value cache in use, from 0 to 1."),
     "prefix_cache_queries": _Row("counter", "Prompt tokens that were looked up in the prefix cache."),
     "prefix_cache_hits": _Row("counter", "Prompt tokens that were found in the prefix cache."),
     "prompt_tokens": _Row("counter", "Tokens of prompts."),
@@ -72,8 +53,8 @@ ROWS: Mapping[str, _Row] = {
     "request_success": _Row("counter", "Finished answers.", ("finished_reason",)),
     "request_prompt_tokens": _Row("histogram", "Tokens of the prompt of a request.", (), _COUNTS),
     "request_generation_tokens": _Row("histogram", "Generated tokens of a request.", (), _COUNTS),
-    "request_params_n": _Row("histogram", "Answers that a request asks for.", (), _CHOICES),
-    "request_params_max_tokens": _Row("histogram", "Maximum tokens of an answer that a request sets.", (), _COUNTS),
+    "request_params_n": _Row("histogram", "The parameter n of a request: number of answers.", (), _CHOICES),
+    "request_params_max_tokens": _Row("histogram", "The parameter max_tokens of a request.", (), _COUNTS),
     "iteration_tokens_total": _Row("histogram", "Tokens of a step of the engine.", (), _COUNTS),
     "time_to_first_token_seconds": _Row(
         "histogram", "From the arrival of a request to its first token.", (), _FIRST_TOKEN
@@ -81,11 +62,11 @@ ROWS: Mapping[str, _Row] = {
     "inter_token_latency_seconds": _Row("histogram", "Time between two tokens of an answer.", (), _TOKEN_GAP),
     "e2e_request_latency_seconds": _Row("histogram", "From the arrival of a request to its end.", (), _REQUEST),
     "request_queue_time_seconds": _Row("histogram", "Time in the queue.", (), _REQUEST),
-    "request_prefill_time_seconds": _Row("histogram", "Time in which the prompt is read.", (), _REQUEST),
+    "request_prefill_time_seconds": _Row("histogram", "Time to read the prompt.", (), _REQUEST),
     "request_decode_time_seconds": _Row("histogram", "From the first token to the last.", (), _REQUEST),
     "spec_decode_num_drafts": _Row("counter", "Steps with guessed tokens."),
     "spec_decode_num_draft_tokens": _Row("counter", "Guessed tokens."),
-    "spec_decode_num_accepted_tokens": _Row("counter", "Guessed tokens that were right."),
+    "spec_decode_num_accepted_tokens": _Row("counter", "Correctly guessed tokens."),
     "lora_requests_info": _Row(
         "gauge", "Adapters in use; the value is a time.", ("running_lora_adapters", "waiting_lora_adapters", "max_lora")
     ),
@@ -96,9 +77,9 @@ ROWS: Mapping[str, _Row] = {
     "disk_cache_bytes": _Row("counter", "Bytes that were written to the disk cache."),
     "disk_cache_evictions": _Row("counter", "Pages that were removed from the disk cache."),
     "disk_cache_rejects": _Row("counter", "Files of the disk cache that were damaged or did not match."),
-    "client_disconnects": _Row("counter", "Requests whose client went away before the response was complete."),
-    "structured_mask_seconds": _Row("counter", "Seconds in which the allowed tokens of grammars were computed."),
-    "schema_rejects": _Row("counter", "Requests with a schema that was refused, by its keyword.", ("keyword",)),
+    "client_disconnects": _Row("counter", "Requests whose client disconnected before the response was complete."),
+    "structured_mask_seconds": _Row("counter", "Seconds spent on computing the tokens that grammars allow."),
+    "schema_rejects": _Row("counter", "Refused schemas, by the unsupported keyword.", ("keyword",)),
     "http_requests": _Row("counter", "Responses by route and status.", ("route", "status")),
 }
 """Every metric, by its name without the prefix. Counters end with _total in the text that Prometheus reads."""
@@ -119,7 +100,7 @@ class Metrics:
     Args:
         model_name: value of the label model_name.
         alias: a second prefix under which all metrics are repeated, such as "vllm:".
-        collect: called before the metrics are read, to set those that other objects count.
+        collect: called before the metrics are read; sets the metrics that other objects count.
     """
 
     def __init__(
@@ -131,7 +112,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._metrics = {name: _create(name, row, self._registry) for name, row in ROWS.items()}
         for name, row in ROWS.items():
-            if not row.labels:  # a metric exists before the first event
+            if not row.labels:  # so that the metric has the value 0 before the first event
                 self._metrics[name].labels(model_name)
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
@@ -146,7 +127,7 @@ class Metrics:
             child.observe(value)
 
     def set(self, name: str, value: float, **labels: str) -> None:
-        """Sets a gauge. Of a gauge with labels, only the last labels remain."""
+        """Sets a gauge. A gauge with labels keeps only the labels of the last call."""
         if labels:
             self._metrics[name].clear()
         self._child(name, labels).set(value)
@@ -157,7 +138,7 @@ class Metrics:
         child.inc(max(0, value - child._value.get()))
 
     def set_histogram(self, name: str, counts: Mapping[int, int]) -> None:
-        """Sets a histogram to the numbers of occurrences of values that another object counts."""
+        """Sets a histogram from `counts`: the number of occurrences of each value, which another object counts."""
         child = self._child(name, {})
         bounds = [*ROWS[name].buckets, float("inf")]
         numbers = dict(counts)

@@ -1,4 +1,4 @@
-"""`Observer`: turns requests, answers and the engine's counters into metrics and into the facts of the log."""
+"""`Observer`: records requests, answers and the engine's counters in the metrics and the access log."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _COUNTERS = {
     "disk_cache_evictions": "disk_evictions",
     "disk_cache_rejects": "disk_rejects",
 }
-"""Metrics that the engine counts, and the attributes of its `Statistics`."""
+"""Metrics that the engine counts: the name of the metric, and the attribute of `Statistics`."""
 
 
 class Observer:
     """Records what a server does.
 
     Args:
-        admission: the queue before the engine.
+        admission: the queue in front of the engine.
     """
 
     def __init__(self, admission: Admission) -> None:
@@ -93,7 +93,7 @@ class Observer:
         exchange.facts["queue_seconds"] = round(ticket.waited, 4)
 
     def refused(self, error: RuleError) -> None:
-        """Records a schema or grammar that was refused, by the keyword that the error names."""
+        """Records that a schema or grammar was refused, under the keyword that the error names."""
         keyword = re.search(r"the keyword '([^']+)' is not supported", str(error))
         if self.metrics is not None:
             self.metrics.reject_schema(None if keyword is None else keyword[1])

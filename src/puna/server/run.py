@@ -47,7 +47,7 @@ def run(app: ASGIApp, service: Service, on_ready: Callable[[str], None]) -> None
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which drains the service before it stops, and reports when the model is ready."""
+    """uvicorn's server. It also reports when the model is ready, and drains the service before it stops."""
 
     def __init__(self, config: uvicorn.Config, service: Service, on_ready: Callable[[str], None]) -> None:
         super().__init__(config)
@@ -71,7 +71,7 @@ class _Server(uvicorn.Server):
         state = self._service.state
         if self._on_ready is not None and state == "ready":
             gc.collect()
-            gc.freeze()  # the garbage collector need not look at modules and tables that live as long as the process
+            gc.freeze()  # the garbage collector then skips modules and tables, which are needed until the process ends
             self._on_ready(self._url)
             self._on_ready = None
         if state == "failed":

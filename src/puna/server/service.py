@@ -34,15 +34,15 @@ class Service:
     """A model that answers requests.
 
     Args:
-        model: an `AsyncLLM`, or the path of a model that `load` loads; None is the default model.
+        model: an `AsyncLLM`, or the path of a model for `load_in_thread`; None is the default model.
         settings: the server's settings.
 
     Attributes:
         settings: the server's settings.
         state: "loading", "ready", "draining" or "failed".
         error: why loading failed.
-        created: time of the start, in seconds since 1970.
-        admission: the queue before the engine.
+        created: when this object was created, in seconds since 1970.
+        admission: the queue in front of the engine.
         observer: records requests in the metrics and in the log.
     """
 
@@ -78,7 +78,7 @@ class Service:
             self.error, self.state = puna_error(exc), "failed"
 
     def _open(self, llm: AsyncLLM) -> None:
-        """Accepts requests for a model from now on."""
+        """Starts to accept requests for a model."""
         self._weights = weights_digest(llm)
         self._llm = llm
         self.observer.open(self.name, self.settings.adapters, self.settings.metrics_alias, llm._engine)
@@ -162,7 +162,7 @@ class Service:
         return running
 
     def drain(self) -> None:
-        """Refuses new requests from now on; those that run may finish."""
+        """Starts to refuse new requests; running requests may finish."""
         self.state = "draining"
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""`ServerSettings`: everything that `puna serve` can be told, with the limits of requests."""
+"""`ServerSettings`: the settings of a server, and `Limits`: the maximum sizes of requests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Limits:
         logprobs: most likely tokens returned at each position; the engine computes at most 20.
         logit_bias: entries of logit_bias.
         token_ids: entries of stop_token_ids and allowed_token_ids.
-        rule_characters: characters of an expression or a grammar that an answer follows. Schemas have at most 256 KB.
+        rule_characters: characters of a regular expression or a grammar for an answer. A schema may have 256 KiB.
         tokens: tokens of one answer; None leaves only the context as a limit.
     """
 
@@ -52,13 +52,13 @@ class ServerSettings:
     """The settings of a server.
 
     Attributes:
-        host, port: the address to listen at.
-        keys: (name, key) pairs of the API keys; without them, requests need none.
+        host, port: the address to listen on.
+        keys: (name, key) pairs of the API keys; if there are none, requests need no key.
         insecure: whether other machines may use the server without a key.
-        allowed_hosts: further names of the server in the header Host.
+        allowed_hosts: host names that the header Host may have in addition to the server's address and localhost.
         allowed_origins: origins of web pages of other sites that may use the server; "*" means all.
         body_seconds: maximum time until the body of a request has arrived.
-        request_seconds: maximum time of a request without the time in the queue.
+        request_seconds: maximum time of a request, not counting the time in the queue.
         admission: limits of concurrent requests.
         access_log: format of the log, which has one line for each request.
         metrics_alias: second prefix of all metrics, such as "vllm".
@@ -66,12 +66,12 @@ class ServerSettings:
         unknown_fields: "refuse" answers 400 to a request with an unknown top-level field; "warn" lists the field in the
             header X-Puna-Ignored.
         limits: maximum sizes of requests.
-        ping_seconds: time after which a silent stream sends a comment, so that proxies keep the connection.
+        ping_seconds: time without events after which a stream sends a comment, so that proxies keep the connection.
         slow_reader_seconds: time after which a stream whose client reads nothing is ended.
-        drain_seconds: time for which streams may finish after SIGTERM.
-        name: the name of the model in requests and responses; None means the name of its file or folder.
-        adapters: paths of adapters by the names that requests use.
-        warm: file of prefixes that are read at the start.
+        drain_seconds: time that running requests have to finish after SIGTERM.
+        name: the model's name in requests and responses; None means the name of the model's file or folder.
+        adapters: paths of adapters by the adapters' names in requests.
+        warm: file of prompts that are read into the prefix cache when the server starts.
         options: further arguments of `AsyncLLM`.
     """
 

@@ -1,4 +1,4 @@
-"""The file of `puna serve --warm`: prompts whose beginnings are read into the prefix cache when the server starts."""
+"""The file of `puna serve --warm`: prompts that are read into the prefix cache when the server starts."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def warm(llm: AsyncLLM, path: Path) -> int:
 def read_prompts(path: Path) -> list[tuple[Any, Any]]:
     """Returns pairs of a prompt and its tools.
 
-    The file has JSON, or lines of JSON: texts, lists of messages, or objects with messages and tools. Any other file is
-    one text.
+    The file contains one JSON value, or one JSON value per line: a text, a list of messages, or an object with messages
+    and tools. A file that is not JSON is one text.
 
     Raises:
-        ServerError: the JSON is not such an object.
+        ServerError: the file cannot be read, or a JSON value is none of these.
     """
     text = read_file(path, ServerError, _MAX_BYTES).decode("utf-8", "replace")
     try:
@@ -52,4 +52,6 @@ def _prompt(path: Path, item: Any) -> tuple[Any, Any]:
         item, tools = item["messages"], item.get("tools")
     if isinstance(item, str) or (isinstance(item, list) and item and all(isinstance(part, dict) for part in item)):
         return item, tools
-    raise ServerError(f"{path} has {show(item)}; it must have texts, lists of messages, or objects with messages")
+    raise ServerError(
+        f"{path} contains {show(item)}; it must contain texts, lists of messages or objects with messages"
+    )

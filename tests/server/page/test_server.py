@@ -84,7 +84,7 @@ def test_a_person_talks_to_the_real_server(browser, llm):
     with serve(create_app(Service(llm, settings), settings)) as url:
         person = Person(browser, url)
         person.button("Settings of this conversation").click()
-        person.page.get_by_role("spinbutton", name="Longest answer, in tokens").fill("20")
+        person.page.get_by_role("spinbutton", name="Maximum answer length in tokens").fill("20")
         person.button("Save").click()
         person.ask("Hello")
         assert "tokens/s" in person.articles.last.inner_text()

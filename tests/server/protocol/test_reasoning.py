@@ -32,7 +32,7 @@ def test_effort_becomes_variables(template: str, effort: str | None, variables: 
 
 
 def test_effort_without_a_switch_is_refused() -> None:
-    with pytest.raises(ApiError, match="no switch for reasoning") as error:
+    with pytest.raises(ApiError, match="cannot switch reasoning") as error:
         read_effort("low", "reasoning.effort", service_with("{{ enable_thinking_later }}"))
     assert error.value.param == "reasoning.effort"
 

@@ -1,1 +1,1 @@
-"""What a request passes before an endpoint: checks, keys, the log, and the queue before the engine."""
+"""The security checks, the API keys, the access log, and the queue that every request passes before an endpoint."""

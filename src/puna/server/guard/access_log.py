@@ -1,6 +1,6 @@
-"""`Frontier`: the outermost middleware. It adds headers to every response, and writes one line of log per request.
+"""`OuterMiddleware`: adds headers to every response, and writes one line of log for each request.
 
-The log has no texts of requests or answers, no query strings and no keys.
+The log contains no texts of requests or answers, no query strings and no keys.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ SECURITY_HEADERS = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"),
     (b"cache-control", b"no-store"),
 )
-"""Headers of every response that does not set them itself, as the files of the page do."""
+"""Headers that are added to every response unless it already has them. The files of the chat page have their own."""
 
 _PATH_CHARACTERS = 200
 _CLIENT_CLOSED = 499
-"""Status in the log of a request whose client went away before there was a response, as in nginx."""
+"""Status in the log if the client disconnected before the response began, as in nginx."""
 
 
-class Frontier:
-    """ASGI middleware around all others.
+class OuterMiddleware:
+    """The outermost ASGI middleware.
 
     Args:
         application: the next ASGI application.
         log: writes one line of log; None writes none.
         as_json: whether lines are JSON.
         headers: further headers of every response.
-        extra: returns headers that depend on the request.
+        extra: returns further headers that depend on the request.
         observe: called with each finished exchange and its path.
     """
 

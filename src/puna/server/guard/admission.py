@@ -1,7 +1,7 @@
-"""`Admission`: which requests may run, which wait and in which order, and which are refused.
+"""`Admission`: decides which requests run, which wait and in which order, and which are refused.
 
-The engine runs a limited number of sequences at once. Requests above that wait here instead of in the engine, so that
-their order can be fair and their number is limited. Everything happens in the event loop; there are no locks.
+The engine runs a limited number of sequences at once. Further requests wait here instead of in the engine, so that
+their order can be fair and their number is limited. All code runs in the event loop, without locks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LONGEST_RETRY = 60
 """Maximum seconds of Retry-After."""
 
 _WEIGHT = 0.1
-"""Weight of the latest request in the average time of a request, which Retry-After is computed from."""
+"""Weight of the latest request in the average time of a request, from which Retry-After is computed."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class AdmissionSettings:
         queue: maximum number of waiting requests; further ones are refused with 429.
         queue_seconds: maximum time that a request waits; then it is refused with 408.
         per_caller: maximum number of requests of one caller that wait or run; None means no limit.
-        fair_by: requests of which origin share the server equally: those of a key, or of a user named in the request.
-            "none" serves them in the order of their arrival.
+        fair_by: between which origins the server is shared equally: API keys ("key"), or the users that requests name
+            ("user"). "none" serves requests in the order of their arrival.
     """
 
     queue: int = 256
@@ -48,10 +48,10 @@ class Ticket:
 
     Attributes:
         caller: who sent the request.
-        origin: requests of the same origin are served in the order of their priority and arrival.
+        origin: the API key or user with which the server is shared; see `AdmissionSettings.fair_by`.
         priority: lower numbers are served first.
-        size: number of sequences.
-        model: the name of the requested model or adapter; for the metrics.
+        size: number of sequences that the request generates.
+        model: the name of the requested model or adapter, for the metrics.
         arrived: time of arrival, from `time.perf_counter`.
         admitted: time when the request began to run; None while it waits.
     """
@@ -73,7 +73,13 @@ class Ticket:
 
 @dataclass
 class _Origin:
-    """The requests of one origin: running sequences, waiting and running requests, number of the last admission."""
+    """The requests of one origin.
+
+    Attributes:
+        running: number of running sequences.
+        requests: number of waiting and running requests.
+        served: number of its latest admission, counted over all origins.
+    """
 
     running: int = 0
     requests: int = 0
@@ -81,11 +87,11 @@ class _Origin:
 
 
 class Admission:
-    """A bounded queue before the engine.
+    """A bounded queue in front of the engine.
 
-    Of the waiting requests, those with the lowest priority number are served first. Among these, the origin with the
-    fewest running sequences comes first, then the one that was served longest ago. One origin with many requests can
-    therefore delay another one by at most one request.
+    Waiting requests with the lowest priority number are served first. Among these, a request of the origin with the
+    fewest running sequences is first; ties: the origin that was served longest ago. An origin with many requests can
+    therefore delay another origin by at most one request.
 
     Args:
         slots: number of sequences that may run at once.
@@ -101,7 +107,7 @@ class Admission:
         self._origins: dict[str, _Origin] = {}
         self._requests: Counter[str] = Counter()  # waiting and running requests of each caller
         self._admissions = 0
-        self._seconds = 1.0  # of an average request
+        self._seconds = 1.0  # moving average of the time of a request
 
     async def enter(
         self, caller: str, user: str | None = None, priority: int = 0, size: int = 1, model: str = ""
@@ -154,7 +160,7 @@ class Admission:
         self._admit()
 
     def retry_after(self) -> int:
-        """Returns after how many seconds a new request may find a place, estimated from the recent requests."""
+        """Returns the estimated seconds until a new request could run, from the time of recent requests."""
         sequences = sum(ticket.size for ticket in self.waiting) + 1
         return max(1, min(_LONGEST_RETRY, math.ceil(self._seconds * sequences / self.slots)))
 
@@ -172,7 +178,7 @@ class Admission:
             )  # fmt: skip
         if len(self.waiting) >= self.settings.queue and (self.waiting or ticket.size > self.free):
             raise ApiError(
-                429, f"{len(self.waiting)} requests wait, and the limit is {self.settings.queue}; try again later",
+                429, f"{len(self.waiting)} requests are waiting; the limit is {self.settings.queue}. Try again later",
                 code="rate_limit_exceeded", retry_after=self.retry_after(),
             )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""API keys, and the caller of a request: the key with which it came."""
+"""API keys, and the caller of a request, who is identified by a key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from puna.errors import ConfigError
 from puna.files import read_file
 
 MIN_KEY, MAX_KEY = 8, 512
-"""Limits of a key's length in characters. Shorter keys can be guessed; longer ones are not keys but files."""
+"""Limits of a key's length in characters. Shorter keys can be guessed; longer ones are probably files by mistake."""
 
 _FILE_LIMIT = 1 << 20
 
@@ -45,7 +45,7 @@ class KeyRing:
         keys: pairs of a name and a key.
 
     Raises:
-        ConfigError: a key is too short, too long or not printable ASCII; a key or a name is given twice.
+        ConfigError: a key is too short, too long or not printable ASCII, or two keys or two names are equal.
     """
 
     def __init__(self, keys: Iterable[tuple[str, str]] = ()) -> None:
@@ -56,9 +56,12 @@ class KeyRing:
             # The salt is derived from the key, so that it is the same after a restart and cannot be guessed.
             salt = hashlib.sha256(b"puna cache namespace\0" + key.encode()).hexdigest()
             self._digests.append((_digest(key.encode()), Caller(name, salt if len(pairs) > 1 else "")))
-        for kind, values in (("names", [name for name, _ in pairs]), ("keys", [key for _, key in pairs])):
+        for kind, values in (
+            ("have the same name", [name for name, _ in pairs]),
+            ("are equal", [key for _, key in pairs]),
+        ):
             if len(set(values)) < len(values):
-                raise ConfigError(f"two API keys have the same value of their {kind}; remove one")
+                raise ConfigError(f"two API keys {kind}; remove or rename one")
 
     def __bool__(self) -> bool:
         return bool(self._digests)
@@ -78,10 +81,10 @@ class KeyRing:
 
 
 def read_keys(path: Path | None, variable: str | None) -> list[tuple[str, str]]:
-    """Returns the (name, key) pairs of a file, one key a line, and of an environment variable, separated by commas.
+    """Returns the (name, key) pairs in a file, one per line, and in an environment variable, separated by commas.
 
-    A line is a key, or a name and a key separated by spaces. Empty lines and those that begin with # are ignored. A
-    key without a name is called key-1, key-2 and so on.
+    A line is a key, or a name and a key separated by spaces. Empty lines and lines that begin with # are ignored. Keys
+    without a name are named key-1, key-2 and so on.
 
     Raises:
         ConfigError: the file has no key, or a line has more than two words.
@@ -91,7 +94,7 @@ def read_keys(path: Path | None, variable: str | None) -> list[tuple[str, str]]:
         text = read_file(path, ConfigError, _FILE_LIMIT).decode("utf-8", "replace")
         file_lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
         if not file_lines:
-            raise ConfigError(f"{path} has no API key; write one key a line, or do not give the file")
+            raise ConfigError(f"{path} contains no API key; write one key per line, or omit --api-key-file")
         lines = [*file_lines, *lines]
     pairs = []
     for number, line in enumerate((line for line in lines if line.strip()), 1):

@@ -9,10 +9,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class Connection(H11Protocol):
-    """Closes a connection that is opened and sends no request, or sends one very slowly.
+    """Closes connections that send no request, or send its headers too slowly.
 
-    uvicorn waits without a limit for the headers of a request, so that a few clients could use up all connections. It
-    limits the time between two requests, and `Guard` the time until a body has arrived.
+    uvicorn waits without a limit for the headers of a request, so that a few clients could use up all connections.
+    Other times have limits already: uvicorn limits the time between two requests, and `Guard` the time until a body has
+    arrived.
+
+    Attributes:
+        header_seconds: maximum time until the headers have arrived. Headers fit in a few packets, also of slow clients.
     """
 
     header_seconds = 30.0
@@ -27,7 +31,7 @@ class Connection(H11Protocol):
         """Reads a part of a request."""
         self._wait()
         super().data_received(data)
-        if self._answers:
+        if self._is_answering:
             self._stop_waiting()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -36,12 +40,12 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     @property
-    def _answers(self) -> bool:
+    def _is_answering(self) -> bool:
         """Whether the headers of a request have arrived and its response is not complete."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def _wait(self) -> None:
-        if self._timer is None and not self._answers:
+        if self._timer is None and not self._is_answering:
             self._timer = self.loop.call_later(self.header_seconds, self._close)
 
     def _stop_waiting(self) -> None:
@@ -51,5 +55,5 @@ class Connection(H11Protocol):
 
     def _close(self) -> None:
         self._timer = None
-        if not self._answers and not self.transport.is_closing():
+        if not self._is_answering and not self.transport.is_closing():
             self.transport.close()

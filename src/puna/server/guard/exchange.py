@@ -1,4 +1,4 @@
-"""`Exchange`: one request and its response, for the log and the metrics. It is part of the state of the ASGI scope."""
+"""`Exchange`: one request and its response, for the log and the metrics. Stored in the state of the ASGI scope."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Exchange:
         request_id: the client's `x-request-id` if it is valid, otherwise a new one.
         trace_id: the trace of the client's `traceparent`; None if there is no valid one.
         started: the time of arrival, from `time.perf_counter`.
-        caller: who sent the request; known after the key was checked.
+        caller: who sent the request; anonymous until the key has been checked.
         status: the status of the response; 0 before there is one.
         sent: bytes of the body that were sent.
-        complete: whether the response was sent to its end.
-        facts: what the endpoint reports for the log, such as the model and the numbers of tokens; never any text.
+        complete: whether the complete response was sent.
+        facts: fields that the endpoint adds to the log, such as the model and the numbers of tokens; never any text.
     """
 
     request_id: str

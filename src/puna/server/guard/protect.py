@@ -1,4 +1,4 @@
-"""`protect`: the middleware of a server, made from its settings."""
+"""`protect`: puts the middleware of a server around an application."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 
 from starlette.types import ASGIApp, Scope
 
-from puna.server.guard.access_log import Frontier, write_line
+from puna.server.guard.access_log import OuterMiddleware, write_line
 from puna.server.guard.callers import KeyRing
 from puna.server.guard.exchange import Exchange
 from puna.server.guard.security import OPEN_PATHS, Guard, Policy, check_address, origin_headers
@@ -19,7 +19,7 @@ def make_policy(settings: ServerSettings, open_paths: Iterable[str] = ()) -> Pol
 
     Args:
         settings: the settings of the server.
-        open_paths: paths that need no key, in addition to those of health checks: the files of the page.
+        open_paths: paths that need no key in addition to the health checks, such as the files of the chat page.
 
     Raises:
         ConfigError: a key, a host or an origin is invalid, or other machines could use the server without a key.
@@ -39,7 +39,7 @@ def make_policy(settings: ServerSettings, open_paths: Iterable[str] = ()) -> Pol
 def protect(
     application: ASGIApp, settings: ServerSettings, policy: Policy, observe: Callable[[Exchange, Scope], None]
 ) -> ASGIApp:
-    """Returns an application with the checks, the log and the headers of a server around it.
+    """Returns an application inside the checks, the log and the headers of a server.
 
     Args:
         application: the application.
@@ -47,7 +47,7 @@ def protect(
         policy: which requests are accepted.
         observe: called at the end of each exchange.
     """
-    return Frontier(
+    return OuterMiddleware(
         Guard(application, policy),
         None if settings.access_log == "off" else write_line,
         settings.access_log == "json",

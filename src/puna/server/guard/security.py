@@ -1,7 +1,7 @@
-"""`Guard`: the checks that a request must pass before the application sees it.
+"""`Guard`: the checks that a request must pass before it reaches the application.
 
 The checks depend only on the raw path, the method and the headers of the ASGI scope. No URL is rebuilt from headers: in
-another server, such a URL let a crafted Host header bypass the key. Everything that is not listed as open needs a key.
+another server, a crafted Host header in such a URL bypassed the key. Every path that is not listed as open needs a key.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _CLOSING = (408, 413)
 """Statuses after which the connection is closed: the body may not have been read to its end."""
 
 _HEADERS, _HEADER_BYTES, _PATH_BYTES = 100, 32_768, 8192
+"""Maximum number of headers, their total size, and the size of the path with the query."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def check_address(host: str, keys: KeyRing, insecure: bool) -> None:
 
 
 class Guard:
-    """ASGI middleware that refuses requests which the policy does not allow.
+    """ASGI middleware that refuses the requests that the policy does not allow.
 
     Args:
         application: the next ASGI application.
@@ -126,7 +127,7 @@ class Guard:
 
 
 async def send_error(error: ApiError, scope: Scope, send: Send) -> None:
-    """Sends an error as the response to a request, and closes the connection if its body was not read."""
+    """Sends an error as the response to a request. Closes the connection if the request's body may be unread."""
     body = to_json(error.body(scope["path"], exchange_of(scope).request_id))
     headers = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
     headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
@@ -153,7 +154,7 @@ def check_request(scope: Scope, policy: Policy) -> Caller:
 
 
 def limited_receive(scope: Scope, receive: Receive, policy: Policy) -> Receive:
-    """Returns a `receive` that refuses a body which is too large or too slow. Bytes are counted as they arrive."""
+    """Returns a `receive` that refuses a body that is too large or too slow. It counts bytes as they arrive."""
     total = 0
     complete = False
     loop = asyncio.get_running_loop()
@@ -181,7 +182,7 @@ def limited_receive(scope: Scope, receive: Receive, policy: Policy) -> Receive:
 
 
 def answers_preflight(scope: Scope, policy: Policy) -> bool:
-    """Returns whether a request asks if a page of an allowed origin may use the server."""
+    """Returns whether a request is the preflight request of a page of an allowed origin."""
     return (
         scope["method"] == "OPTIONS"
         and allowed_origin(scope, policy) is not None
@@ -231,7 +232,7 @@ def _check_sizes(scope: Scope) -> None:
 
 
 def _check_host(scope: Scope, policy: Policy) -> None:
-    """Refuses requests for other names: with DNS rebinding, a page of another site reaches this machine by its name."""
+    """Refuses requests for other host names: with DNS rebinding, another site's name leads to this machine."""
     hosts = list(header_values(scope, b"host"))
     match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
     if match is not None:
@@ -257,7 +258,7 @@ def _own_address(scope: Scope) -> str | None:
 
 
 def _check_origin(scope: Scope, policy: Policy) -> None:
-    """Refuses requests of pages of other sites, with every method: a browser sends some of them without asking."""
+    """Refuses requests of other sites' pages with any method: browsers send some of them without a preflight."""
     origins = list(header_values(scope, b"origin"))
     if not origins or (len(origins) == 1 and allowed_origin(scope, policy) is not None):
         return
@@ -295,7 +296,7 @@ def _presented_keys(scope: Scope) -> Iterable[bytes]:
 
 
 def _check_content_type(scope: Scope) -> None:
-    """Requires JSON, which a form of another site's page cannot send without the browser asking the server first."""
+    """Requires JSON: for it, a browser sends a preflight request before the request of another site's page."""
     kinds = list(header_values(scope, b"content-type"))
     if len(kinds) != 1 or _JSON.fullmatch(kinds[0].strip()) is None:
         raise ApiError(415, "the body must be JSON in UTF-8; send the header Content-Type: application/json")
@@ -314,7 +315,8 @@ def _check_content_length(scope: Scope, policy: Policy) -> None:
 def _too_large(policy: Policy) -> ApiError:
     return ApiError(
         413,
-        f"the body has more than {policy.body_bytes} bytes; shorten it, or start the server with more --max-body-bytes",
+        f"the body has more than {policy.body_bytes} bytes; shorten it, or start the server with a larger "
+        "--max-body-bytes",
         code="body_too_large",
     )
 

@@ -37,7 +37,7 @@ POLICY = {
     "require-trusted-types-for": "'script'",
     "trusted-types": "puna dompurify",
 }
-"""Content security policy: scripts and styles only from files of this server, and no HTML from strings."""
+"""Content security policy: scripts and styles only from files of this server, and no unsanitised HTML strings."""
 
 DISABLED_FEATURES = ("camera", "microphone", "geolocation", "payment", "usb", "serial", "display-capture")
 
@@ -50,7 +50,7 @@ HEADERS = {
     "Permissions-Policy": ", ".join(f"{name}=()" for name in DISABLED_FEATURES),
     "Cache-Control": "no-cache",
 }
-"""Headers of every response. `no-cache`: the browser may keep a file, and asks whether its ETag is still the same."""
+"""Headers of every response. `no-cache`: the browser may store a file, but checks its ETag before each use."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from puna.server.service import Service
 
 
 def router(service: Service | None = None) -> APIRouter:
-    """Returns the routes of `/` and `/page/...`, which depend on no model.
+    """Returns the routes of `/` and `/page/...`. They do not use the model.
 
     They need no API key (`puna.server.guard`), because the files contain nothing private.
     """

@@ -1,1 +1,1 @@
-"""The HTTP fields: tables of the fields of each endpoint, requests as `Generation`s, and updates as responses."""
+"""The HTTP interfaces: tables of each endpoint's fields, and the translation of requests, updates and responses."""

@@ -30,9 +30,9 @@ RESPONSE_FORMAT = Tagged({
 })  # fmt: skip
 
 STRUCTURED_OUTPUTS = Table("StructuredOutputs", (
-    Field("json", OneOf(Map(), Text(1)), HONOURED, "JSON schema of the answer, or its text"),
+    Field("json", OneOf(Map(), Text(1)), HONOURED, "JSON schema of the answer, as an object or as a text"),
     Field("regex", Text(1, "rule_characters"), HONOURED, "regular expression that the answer matches"),
-    Field("choice", Array(Text(1), 1, "token_ids"), HONOURED, "the texts of which the answer is one"),
+    Field("choice", Array(Text(1), 1, "token_ids"), HONOURED, "the possible answers"),
     Field("grammar", Text(1, "rule_characters"), HONOURED, "grammar of the answer, in llguidance's variant of Lark"),
     Field("json_object", Boolean(), HONOURED, "the answer is any JSON object"),
 ), open=False)  # fmt: skip
@@ -42,15 +42,15 @@ _USE = "use structured_outputs"
 FORMATS = (
     Field("response_format", RESPONSE_FORMAT, HONOURED, "the form of the answer: text, a JSON object, or JSON that "
           "follows a schema", example={"type": "json_object"}),
-    Field("structured_outputs", STRUCTURED_OUTPUTS, HONOURED, "a schema, an expression, texts or a grammar that the "
-          "answer follows", example={"regex": "a|b"}),
+    Field("structured_outputs", STRUCTURED_OUTPUTS, HONOURED, "a schema, a regular expression, a choice of texts or a "
+          "grammar that the answer follows", example={"regex": "a|b"}),
     *(Field(name, Any_(), REFUSED, f"{_USE}: {{{use}}}") for name, use in (
         ("guided_json", '"json": ...'), ("guided_regex", '"regex": ...'), ("guided_choice", '"choice": ...'),
         ("guided_grammar", '"grammar": ...'), ("guided_decoding_backend", '"json": ...'),
         ("guided_whitespace_pattern", '"regex": ...'),
     )),
 )  # fmt: skip
-"""The rows of chat and completions."""
+"""Fields of chat and completions."""
 
 
 def read_format(values: Values) -> Options:
@@ -60,11 +60,11 @@ def read_format(values: Values) -> Options:
         ApiError: 400, if several forms are given.
     """
     options: list[tuple[str, Any]] = []
-    given: Mapping[str, Any] = values["response_format"] or {}
-    if given.get("type") == "json_object":
+    response_format: Mapping[str, Any] = values["response_format"] or {}
+    if response_format.get("type") == "json_object":
         options.append(("json_schema", True))
-    elif given.get("type") == "json_schema":
-        options.append(("json_schema", given["json_schema"]["schema"]))
+    elif response_format.get("type") == "json_schema":
+        options.append(("json_schema", response_format["json_schema"]["schema"]))
     for name, value in (values["structured_outputs"] or {}).items():
         if value is None or value is False:
             continue

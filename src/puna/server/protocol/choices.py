@@ -1,4 +1,4 @@
-"""Parts of responses that chat and completions share: answers, usage, timings, log-probabilities of prompts."""
+"""What chat and completions share: the start of a generation, and parts of responses such as usage and timings."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Choice:
 
 
 async def collect(running: Running, count: int) -> list[Choice]:
-    """Waits for the end, and returns the answers."""
+    """Returns the complete answers, when generation has ended."""
     choices = [Choice() for _ in range(count)]
     async for update in running:
         if isinstance(update, TextDelta | ToolCallStart | ToolCallArguments | Finished):
@@ -66,7 +66,7 @@ async def collect(running: Running, count: int) -> list[Choice]:
 
 
 def finish_reason(reason: FinishReason) -> str:
-    """Returns OpenAI's name of the reason. Clients treat the text of "content_filter" as unusable: it is not valid."""
+    """Returns OpenAI's name of the reason. It is "content_filter" for an invalid answer, whose text clients ignore."""
     return "content_filter" if reason == "invalid" else reason
 
 
@@ -86,7 +86,7 @@ def usage_document(usage: Usage) -> dict[str, Any]:
 
 
 def call_usage(call: Call, running: Running) -> dict[str, Any]:
-    """Returns the numbers of tokens and, if it was requested, why the prefix cache did not have all of the prompt."""
+    """Returns the numbers of tokens and, if requested, why the prefix cache did not contain the complete prompt."""
     document = usage_document(running.usage)
     if call.values["explain_prefix"]:
         miss, tokenizer = running.prefix_miss, call.service.llm.tokenizer
@@ -102,7 +102,12 @@ def call_usage(call: Call, running: Running) -> dict[str, Any]:
 
 @dataclass
 class Timings:
-    """The speeds of an answer, as llama-server returns them."""
+    """The speeds of an answer, in the form of llama-server's `timings`.
+
+    Attributes:
+        started: when the request arrived.
+        first: when `document` was first called, with the first part of the answer; None before.
+    """
 
     started: float = field(default_factory=time.monotonic)
     first: float | None = None
@@ -111,13 +116,13 @@ class Timings:
         """Returns the speeds until now."""
         now = time.monotonic()
         self.first = now if self.first is None else self.first
-        reading, read = self.first - self.started, usage.prompt - usage.cached
-        writing = now - self.first
+        tokens = usage.prompt - usage.cached
+        prompt, answer = self.first - self.started, now - self.first
         return {
-            "cache_n": usage.cached, "prompt_n": read, "prompt_ms": reading * 1e3,
-            "prompt_per_second": read / reading if reading > 0 else None,
-            "predicted_n": usage.completion, "predicted_ms": writing * 1e3,
-            "predicted_per_second": usage.completion / writing if writing > 0 else None,
+            "cache_n": usage.cached, "prompt_n": tokens, "prompt_ms": prompt * 1e3,
+            "prompt_per_second": tokens / prompt if prompt > 0 else None,
+            "predicted_n": usage.completion, "predicted_ms": answer * 1e3,
+            "predicted_per_second": usage.completion / answer if answer > 0 else None,
         }  # fmt: skip
 
 
@@ -134,11 +139,11 @@ def shared_arguments(values: Values) -> dict[str, Any]:
 
 
 _FORMAT_FIELDS = (("response_format", None), ("text", "format"), ("output_config", "format"), ("output_format", None))
-"""The fields of the endpoints that prescribe the form of the answer by a type, and the fields inside them."""
+"""Fields of the endpoints whose `type` prescribes the form of the answer, and the field inside them, or None."""
 
 
 async def start(call: Call, generation: Generation) -> Running:
-    """Starts to generate; an error of the chat template names the messages."""
+    """Starts to generate. Errors of the chat template and of rules name the field of the request."""
     try:
         running = await call.service.start(generation)
     except ChatTemplateError as exc:
@@ -159,10 +164,10 @@ async def start(call: Call, generation: Generation) -> Running:
 def _rule_field(values: Values) -> str:
     """Returns the field that prescribes the form of the answer."""
     for name, inner in _FORMAT_FIELDS:
-        given = values.get(name) or {}
+        form = values.get(name) or {}
         if inner is not None:
-            given = given.get(inner) or {}
-        if given.get("type", "text") != "text":
+            form = form.get(inner) or {}
+        if form.get("type", "text") != "text":
             return name if inner is None else f"{name}.{inner}"
     return "structured_outputs" if values.get("structured_outputs") else "tools"
 
@@ -170,7 +175,7 @@ def _rule_field(values: Values) -> str:
 def prompt_logprobs(
     rows: Sequence[TokenLogprobs | None] | None, service: Service
 ) -> list[Mapping[str, Any] | None] | None:
-    """Returns the log-probabilities of a prompt in vLLM's form: by token id, null for the first token."""
+    """Returns the log-probabilities of a prompt in vLLM's form: an object by token id per token; null for the first."""
     if rows is None:
         return None
     tokenizer = service.llm.tokenizer

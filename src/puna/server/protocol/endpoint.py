@@ -1,4 +1,4 @@
-"""`add_endpoint`: a POST endpoint whose request is read by a table of fields."""
+"""`add_endpoint`: adds a POST endpoint whose requests are read with a table of fields."""
 
 from __future__ import annotations
 
@@ -30,10 +30,13 @@ _PROMPTS = ("prompt", "input", "text_2")
 """Fields that may be lists of texts, or lists of token ids. A list of other items is one conversation."""
 
 _LONG_BODY = 65_536
-"""Bytes of a body that is read in a thread: 4 MB of token ids take seconds, in which no stream would continue."""
+"""Size in bytes above which a body is read in a thread: 4 MB of token ids take seconds, which would stop all streams."""
 
 IGNORED = "X-Puna-Ignored"
+"""The header that lists ignored fields."""
+
 _HEADER_BYTES = 1000
+"""Maximum length of this header: proxies limit the headers of a response, often to 4 KiB in total."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def add_endpoint(
         summary: what the endpoint does, for the documents.
         response: JSON schema of the response.
         streams: whether the response may be a stream of server-sent events.
-        admitted: whether requests wait in the queue before the model; false for those that do not run the model.
+        admitted: whether requests wait in the queue for the model; False for endpoints that do not run the model.
     """
 
     async def endpoint(request: Request) -> Response:
@@ -126,9 +129,9 @@ def add_endpoint(
 
 _STATUSES: dict[int | str, str] = {
     400: "a field is missing, invalid or not supported", 401: "the API key is missing or wrong",
-    403: "the request came from another web page", 404: "there is no such model", 405: "the method is not allowed",
-    408: "the request waited too long", 413: "the body is too large", 415: "the body is not application/json",
-    429: "too many requests wait", 500: "the server failed",
+    403: "the request came from a page of another site", 404: "there is no such model",
+    405: "the method is not allowed", 408: "the request took too long", 413: "the body is too large",
+    415: "the body is not application/json", 429: "too many requests are waiting", 500: "the server failed",
     503: "the model is loading, or the server is shutting down", "4XX": "the request is not valid",
 }  # fmt: skip
 
@@ -141,11 +144,11 @@ def error_responses(path: str) -> dict[int | str, dict[str, Any]]:
 
 
 class _Response(Response):
-    """Reads the request and answers it. As a response, it can notice meanwhile that the client has disconnected."""
+    """Reads a request and answers it. It is a response because `receive` shows when the client disconnects."""
 
     def __init__(self, service: Service, table: Table, handler: Handler, request: Request, admitted: bool) -> None:
         self.background = None
-        self._parts = service, table, handler, request
+        self._service, self._table, self._handler, self._request = service, table, handler, request
         self._admitted = admitted
         self._ticket: Ticket | None = None
 
@@ -155,15 +158,15 @@ class _Response(Response):
             await self._respond(scope, receive, send)
         finally:
             if self._ticket is not None:
-                self._parts[0].admission.leave(self._ticket)
+                self._service.admission.leave(self._ticket)
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service, table, _, request = self._parts
+        service, request = self._service, self._request
 
         async def answer() -> Response | None:
             service.check_ready()
             document, size = await read_document(request, service)
-            values = await _aside(size, read, table, document, service.settings)
+            values = await _run_by_size(size, read, self._table, document, service.settings)
             call = Call(service, values, request, list(values.ignored))
             if self._admitted and not await cancelled_on_disconnect(receive, self._enter(call)):
                 return None
@@ -180,13 +183,13 @@ class _Response(Response):
 
     async def _answer(self, call: Call) -> Response:
         try:
-            return await self._parts[2](call)
+            return await self._handler(call)
         except CLIENT_ERRORS as exc:
             raise api_error(exc, fields=call.values) from exc
 
 
 def _queue_options(values: Values) -> dict[str, Any]:
-    """Returns the arguments of `Admission.enter` that a request determines."""
+    """Returns the arguments of `Admission.enter` that depend on the fields of a request."""
     users = [values.get(name) for name in ("safety_identifier", "user", "prompt_cache_key")]
     users.append((values.get("metadata") or {}).get("user_id"))
     prompts: list[Any] = next((values[name] for name in _PROMPTS if isinstance(values.get(name), list)), [])
@@ -234,10 +237,10 @@ async def read_document(request: Request, service: Service) -> tuple[dict[str, A
     async for part in request.stream():
         body += part
         if len(body) > limits.body_bytes:
-            raise ApiError(413, f"the body has more than {limits.body_bytes} bytes; send a shorter one")
-    return await _aside(len(body), parse, bytes(body), limits.depth), len(body)
+            raise ApiError(413, f"the body has more than {limits.body_bytes} bytes; send a shorter body")
+    return await _run_by_size(len(body), parse, bytes(body), limits.depth), len(body)
 
 
-async def _aside(size: int, function: Callable[..., Result], *arguments: Any) -> Result:
-    """Calls a function, in a thread if it reads a body of many bytes."""
+async def _run_by_size(size: int, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Calls a function that reads a body of `size` bytes: in a thread if the body is long."""
     return await asyncio.to_thread(function, *arguments) if size > _LONG_BODY else function(*arguments)

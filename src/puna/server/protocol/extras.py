@@ -1,4 +1,4 @@
-"""Fields that chat and completions share besides those of sampling: identity, cache, service and vLLM's extensions."""
+"""Fields of chat and completions that do not control sampling: user, cache, kind of service, vLLM's extensions."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ PREDICTION = Table("Prediction", (
 _LABEL = Text(0, 512)
 
 SHARED = (
-    Field("stream_options", STREAM_OPTIONS, HONOURED, "what a stream contains", example={"include_usage": True}),
+    Field("stream_options", STREAM_OPTIONS, HONOURED, "options of a stream", example={"include_usage": True}),
     Field("user", _LABEL, INERT, "name of the end user; with --fair-by user, users share the server equally",
           example="u"),
-    Field("include_stop_str_in_output", Boolean(), HONOURED, "the stop text that ends the answer is part of it", False,
+    Field("include_stop_str_in_output", Boolean(), HONOURED, "keep the stop string at the end of the answer", False,
           example=True),
-    Field("skip_special_tokens", Boolean(), HONOURED, "special tokens are not shown in the text", True, example=False),
+    Field("skip_special_tokens", Boolean(), HONOURED, "omit special tokens from the text", True, example=False),
     Field("prompt_logprobs", Integer(0, "logprobs"), HONOURED, "return the log-probability of each token of the "
-          "prompt, and this number of most likely tokens", example=1),
-    Field("priority", Integer(-(2**31), 2**31 - 1), HONOURED, "waiting requests with lower numbers come first", 0,
+          "prompt, and this number of most likely tokens at each position", example=1),
+    Field("priority", Integer(-(2**31), 2**31 - 1), HONOURED, "waiting requests with lower numbers run first", 0,
           example=1),
     Field("cache_salt", Text(1, 512), HONOURED, "share cached prefixes only with requests of the same salt",
           example="s"),
-    Field("prompt_cache_key", _LABEL, INERT, "names requests with a common prefix, for routers of several servers",
-          example="k"),
-    Field("explain_prefix", Boolean(), HONOURED, "return in usage why the prefix cache did not have all of the prompt",
-          False, example=True),
+    Field("prompt_cache_key", _LABEL, INERT, "key of requests with a common prefix, for routers in front of several "
+          "servers", example="k"),
+    Field("explain_prefix", Boolean(), HONOURED, "return in usage why the prefix cache did not contain the complete "
+          "prompt", False, example=True),
     Field("return_token_ids", Boolean(), HONOURED, "return the token ids of the prompt and the answer", False,
           example=True),
     Field("bad_words", Array(Text()), REFUSED, "give the tokens in logit_bias with a value of -100"),
 )  # fmt: skip
-"""The rows of chat and completions."""
+"""Fields of chat and completions."""
 
 QUEUE = tuple(row for row in SHARED if row.name in ("priority", "cache_salt"))
-"""The rows that every endpoint that generates has."""
+"""Fields of every endpoint that generates."""
 
 CHAT_ONLY = (
     Field("safety_identifier", _LABEL, INERT, "name of the end user", example="u"),
@@ -60,21 +60,22 @@ CHAT_ONLY = (
           example={"mode": "implicit"}),
     Field("prompt_cache_retention", Text(values=("in_memory", "in-memory", "24h")), INERT,
           "how long the provider caches prompts", example="24h"),
-    Field("prediction", PREDICTION, HONOURED, "a text that the answer is expected to resemble: its tokens are guessed, "
-          "which is faster and changes no answer", example={"type": "content", "content": "the llama"}),
+    Field("prediction", PREDICTION, HONOURED, "a text that the answer is expected to resemble: its tokens are used as "
+          "guesses, which makes the answer faster and does not change it",
+          example={"type": "content", "content": "the llama"}),
     Field("metadata", Map(Text(0, 512), 16, 64), INERT, "echoed in the response", example={"a": "b"}),
     Field("service_tier", Text(), VALUES, "there is one tier, echoed as \"default\"", accepted=("auto", "default"),
           example="auto"),
-    Field("store", Boolean(), VALUES, "this server keeps nothing", accepted=(False,), example=False),
+    Field("store", Boolean(), VALUES, "this server stores no requests", accepted=(False,), example=False),
     Field("modalities", Array(Text()), VALUES, "answers are text", accepted=(["text"],), example=["text"]),
-    Field("verbosity", Text(), VALUES, "say in the messages how long the answer should be", accepted=("medium",),
+    Field("verbosity", Text(), VALUES, "ask for shorter or longer answers in the messages", accepted=("medium",),
           example="medium"),
     Field("audio", Any_(), REFUSED, "answers are text"),
     Field("web_search_options", Any_(), REFUSED, "this server does not use the network"),
-    Field("moderation", Any_(), REFUSED, "this server does not moderate"),
+    Field("moderation", Any_(), REFUSED, "this server does not moderate answers"),
     Field("functions", Any_(), REFUSED, "use tools"),
     Field("function_call", Any_(), REFUSED, "use tool_choice"),
-    Field("chat_template", Any_(), REFUSED, "the template of the model is used; start the server with another model "
-          "folder to change it"),
+    Field("chat_template", Any_(), REFUSED, "the server uses the model's template; to change the template, start the "
+          "server with another model folder"),
 )  # fmt: skip
-"""Rows of chat."""
+"""Fields of chat."""

@@ -1,4 +1,4 @@
-"""Tables of fields: one row per field of a request, from which requests are read and documents are generated."""
+"""Tables of fields: one row per field of a request. They read requests, and generate schemas and documentation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Policy(Enum):
     HONOURED = "honoured"
     """The field has the effect that it is documented to have."""
     INERT = "inert"
-    """The value is checked, and changes nothing in the answer; it is echoed where the response has a place for it."""
+    """The value is checked and does not affect the answer. It is echoed if the response has a field for it."""
     VALUES = "values"
     """The values in `Field.accepted` are honoured; others are refused."""
     REFUSED = "refused"
@@ -26,8 +26,6 @@ class Policy(Enum):
 
 
 HONOURED, INERT, VALUES, REFUSED = Policy
-
-_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Field:
         name: its name in JSON.
         type: the type of its values.
         policy: what the server does with it.
-        doc: what it means, or for a refused one what to use instead.
+        doc: what it means; for a refused field, the reason or what to use instead.
         default: the value if the field is absent or null.
         required: whether its absence is an error.
         accepted: for `VALUES`, the accepted values.
@@ -75,7 +73,7 @@ class Table(Type):
         name: the name of the schema in OpenAPI.
         fields: the rows.
         open: whether unknown keys are accepted, and listed as ignored.
-        keeps: whether values of unknown keys are kept, for chat templates.
+        keeps: whether the result contains the values of unknown keys, which chat templates may use.
     """
 
     name: str
@@ -93,23 +91,23 @@ class Table(Type):
             if self.keeps:
                 values[name] = value[name]
         for row in self.fields:
-            given = value.get(row.name)
-            place = f"{path}.{row.name}" if path else row.name
-            if given is None:
+            item = value.get(row.name)
+            item_path = f"{path}.{row.name}" if path else row.name
+            if item is None:
                 if row.required:
-                    raise invalid(place, None if row.name in value else _Absent(), row.type.words(reader.limits))
+                    raise invalid(item_path, None if row.name in value else _Absent(), row.type.words(reader.limits))
                 values[row.name] = row.default
             else:
-                values[row.name] = read_field(row, place, given, reader)
+                values[row.name] = read_field(row, item_path, item, reader)
         return values
 
     def _unknown(self, path: str, name: str, value: Any, reader: Reader) -> None:
-        place = f"{path}.{name}" if path else name
+        item_path = f"{path}.{name}" if path else name
         if self.open or not reader.refuses_unknown:
-            reader.ignored.append(place)
+            reader.ignored.append(item_path)
         else:
-            known = [row.name for row in self.fields if row.policy is not REFUSED]
-            raise unsupported(place, f"there is no field {show(name)}{suggestion(name, known)}")
+            names = [row.name for row in self.fields if row.policy is not REFUSED]
+            raise unsupported(item_path, f"there is no field {show(name)}{suggestion(name, names)}")
 
     def words(self, limits: Limits) -> str:
         """Returns "an object" with the names of its required fields."""
@@ -129,6 +127,8 @@ class Table(Type):
 
 
 class _Absent:
+    """Represents the value of an absent field in an error: "x is missing; it must be ..."."""
+
     def __repr__(self) -> str:
         return "missing"
 
@@ -152,7 +152,7 @@ def read(table: Table, document: dict[str, Any], settings: ServerSettings) -> Va
     """Returns the values of a request's fields.
 
     Raises:
-        ApiError: 400, naming the field, for an unknown, refused, missing or invalid one.
+        ApiError: 400, if a field is unknown, refused, missing or invalid; the error names the field.
     """
     reader = Reader(settings.limits, settings.unknown_fields == "refuse")
     values = table.read("", document, reader)

@@ -29,12 +29,12 @@ def _entry(identifier: int, logprob: float, tokenizer: LlamaTokenizer | LlamaTok
 
 
 def token_text(identifier: int, tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> str:
-    """Returns the text of a token; U+FFFD represents bytes that are a part of a character."""
+    """Returns the text of a token; U+FFFD represents bytes of an incomplete character."""
     return _token_bytes(identifier, tokenizer).decode(errors="replace")
 
 
 def _token_bytes(identifier: int, tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> bytes:
-    """Returns the bytes that a token adds to a text; of a special token, those of its name."""
+    """Returns the bytes that a token adds to a text; for a special token, the bytes of its name."""
     table = _bytes_by_id(tokenizer)
     data = table[identifier] if identifier < len(table) else None  # a model may have more ids than its tokenizer
     if data is None and identifier < len(tokenizer):

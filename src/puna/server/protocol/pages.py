@@ -72,8 +72,8 @@ def page(endpoints: Iterable[Endpoint], limits: Limits) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>puna: fields of requests</title>'
         '<meta name="viewport" content="width=device-width"><link rel="stylesheet" href="/docs/style.css"></head>'
         "<body><main><h1>Fields of requests</h1>"
-        '<p>The same as OpenAPI: <a href="/openapi.json">/openapi.json</a>. A field is <em>honoured</em>, '
-        "<em>inert</em> (checked, and changes nothing), honoured for some <em>values</em>, or <em>refused</em>.</p>"
+        '<p>The same in OpenAPI\'s format: <a href="/openapi.json">/openapi.json</a>. A field is <em>honoured</em>, '
+        "<em>inert</em> (checked, without effect), honoured for some <em>values</em>, or <em>refused</em>.</p>"
     ]
     for endpoint in endpoints:
         parts.append(f"<h2>POST {html.escape(endpoint.path)}</h2><p>{html.escape(endpoint.summary)}.</p>")

@@ -25,13 +25,13 @@ def read_effort(effort: str | None, param: str, service: Service) -> dict[str, A
     """Returns the variables of the chat template for an amount of reasoning; "none" switches reasoning off.
 
     Raises:
-        ApiError: 400, if the template has no switch, and the amount is not "none".
+        ApiError: 400, if the template has no variable for reasoning and the amount is not "none".
     """
     if effort is None:
         return {}
     names = switches(service)
     if not names and effort != "none":
         raise unsupported(
-            param, f"{param} is {show(effort)}, but the model's chat template has no switch for reasoning; leave it out"
+            param, f"{param} is {show(effort)}, but the model's chat template cannot switch reasoning; omit the field"
         )
     return {name: effort if name == "reasoning_effort" else effort != "none" for name in names}

@@ -1,7 +1,7 @@
 """GET /ping and POST /invocations: the interface of SageMaker's containers.
 
-A body with `inputs` has the shape of Text Generation Inference. A body with `messages` or `prompt` is one of OpenAI's
-chat or completions, without the field `model` if it means the base model.
+A body with `inputs` has the shape of Text Generation Inference. A body with `messages` or `prompt` is a request of
+OpenAI's chat or completions API, which may omit the field `model` for the base model.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _DEFAULT_TOKENS = 100
 
 PARAMETERS = Table("SageMakerParameters", (
     Field("max_new_tokens", Integer(1), HONOURED, "maximum number of tokens of the answer", _DEFAULT_TOKENS, example=5),
-    Field("do_sample", Boolean(), HONOURED, "choose tokens at random; false chooses the most likely ones. Without it, "
-          "temperature, top_k, top_p or typical_p choose at random", example=True),
+    Field("do_sample", Boolean(), HONOURED, "choose tokens at random; false chooses the most likely tokens. The "
+          "default is true if temperature, top_k, top_p or typical_p is set", example=True),
     Field("temperature", Number(0, 100, above=True), HONOURED, "divides the logits", example=0.5),
     Field("top_k", Integer(0, 2**31), HONOURED, "choose from the k most likely tokens", example=5),
     Field("top_p", Number(0, 1, above=True), HONOURED, "choose from the smallest set of tokens with this total "
@@ -42,14 +42,14 @@ PARAMETERS = Table("SageMakerParameters", (
           example=0.9),
     Field("repetition_penalty", Number(0, 1000, above=True), HONOURED, "above 1, tokens that occurred before become "
           "less likely", example=1.1),
-    Field("frequency_penalty", Number(-2, 2), HONOURED, "makes tokens less likely, for each time that they are in the "
-          "answer", example=0.5),
+    Field("frequency_penalty", Number(-2, 2), HONOURED, "subtracted from a token's logit for each occurrence of the "
+          "token in the answer", example=0.5),
     Field("seed", Integer(0), HONOURED, "makes sampling repeatable, bit for bit", example=7),
-    Field("stop", Array(Text(1, "stop_characters"), 0, "stops"), HONOURED, "texts with which the answer ends",
-          example=["\n"]),
-    Field("best_of", Integer(1, "n"), HONOURED, "number of answers, of which the best is returned", example=2),
-    Field("return_full_text", Boolean(), HONOURED, "the text begins with the inputs", False, example=True),
-    Field("details", Boolean(), HONOURED, "return the tokens and the reason of the end", False, example=True),
+    Field("stop", Array(Text(1, "stop_characters"), 0, "stops"), HONOURED, "stop strings: the answer ends after the "
+          "first one that occurs", example=["\n"]),
+    Field("best_of", Integer(1, "n"), HONOURED, "generate this number of answers and return the best", example=2),
+    Field("return_full_text", Boolean(), HONOURED, "begin the returned text with inputs", False, example=True),
+    Field("details", Boolean(), HONOURED, "return the tokens, and why the answer ended", False, example=True),
     Field("watermark", Boolean(), VALUES, "answers have no watermark", accepted=(False,), example=False),
     Field("truncate", Any_(), REFUSED, "inputs are never truncated; send shorter ones"),
     Field("grammar", Any_(), REFUSED, "send messages and response_format instead of inputs"),
@@ -62,7 +62,7 @@ FIELDS = Table("SageMakerRequest", (
     Field("parameters", PARAMETERS, HONOURED, "options of the answer"),
     Field("stream", Boolean(), HONOURED, "send the answer as server-sent events while it is generated", False,
           example=False),
-    Field("model", Text(1), HONOURED, "name of the model or adapter; the base model without it"),
+    Field("model", Text(1), HONOURED, "name of the model or of an adapter; the default is the base model"),
 ), open=False)  # fmt: skip
 
 _RESPONSE = {"anyOf": [
@@ -96,7 +96,7 @@ _RETRY = {"Retry-After": "2"}
 
 
 class _Invocation(Response):
-    """Reads the body, and lets the endpoint answer to which its shape belongs."""
+    """Reads the body, and forwards the request to the endpoint for its shape."""
 
     def __init__(self, service: Service, request: Request) -> None:
         self.background = None
@@ -122,7 +122,7 @@ class _Invocation(Response):
 
 
 class _Forwarded(Response):
-    """The response of another path to a document."""
+    """The response of another path of this server to a JSON document."""
 
     def __init__(self, application: ASGIApp, path: str, document: dict[str, Any]) -> None:
         self.background = None
@@ -135,7 +135,7 @@ class _Forwarded(Response):
 
 
 def _replay(document: dict[str, Any], receive: Receive) -> Receive:
-    """Returns a `receive` that yields a document, and then what the client sends."""
+    """Returns a `receive` that first returns a document as the body, and then the client's messages."""
     messages: list[Message] = [{"type": "http.request", "body": to_json(document), "more_body": False}]
 
     async def replay() -> Message:
@@ -152,7 +152,7 @@ async def _generate(call: Call) -> Response:
         values["inputs"], _options(parameters), adapter, best_of=parameters["best_of"], include_stop=True
     )
     if values["stream"] and (parameters["best_of"] or 1) > 1:
-        raise ApiError(400, "parameters.best_of above 1 is not possible in a stream; leave one of them out",
+        raise ApiError(400, "parameters.best_of above 1 is not possible in a stream; omit best_of or stream",
                        param="parameters.best_of", code="invalid_value")  # fmt: skip
     running = await service.start(generation)
     prefix = values["inputs"] if parameters["return_full_text"] else ""
@@ -178,8 +178,8 @@ def _options(parameters: Values) -> Options:
     options: Any = {name: parameters[name] for name in names if parameters[name] is not None}
     if not options.get("stop"):
         options.pop("stop", None)
-    warps = any(name in options for name in ("temperature", "top_k", "top_p", "typical_p"))
-    is_random = warps if parameters["do_sample"] is None else parameters["do_sample"]
+    has_sampling = any(name in options for name in ("temperature", "top_k", "top_p", "typical_p"))
+    is_random = has_sampling if parameters["do_sample"] is None else parameters["do_sample"]
     options["temperature"] = options.get("temperature", 1.0) if is_random else 0.0
     options["max_tokens"] = parameters["max_new_tokens"]
     options["logprobs"] = 0
@@ -193,7 +193,7 @@ def _details(completion: Completion) -> dict[str, Any]:
 
 
 async def _events(running: Running, prefix: str) -> AsyncIterator[bytes]:
-    """Yields an event for each part of the text; the last one has the complete text too."""
+    """Yields an event for each part of the text; the last event also has the complete text."""
     index, last = 0, None
     async for update in running:
         if not isinstance(update, TextDelta) or not update.text:

@@ -1,4 +1,4 @@
-"""The fields of chat and completions that decide how tokens are chosen, and the options of `LLM` that they become."""
+"""The fields that control sampling, and their translation to options of `LLM`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from puna.server.service import Service
 STOP_TEXT = Text(1, "stop_characters")
 
 SAMPLING = (
-    Field("temperature", Number(0, 2), HONOURED, "divides the logits; 0 chooses the most likely token. Without it, the "
-          "model's generation configuration decides, else 1", example=0.5),
+    Field("temperature", Number(0, 2), HONOURED, "divides the logits; 0 chooses the most likely token. The default is "
+          "the value of the model's generation configuration if it samples, otherwise 1", example=0.5),
     Field("top_p", Number(0, 1), HONOURED, "choose from the smallest set of tokens with this total probability",
           example=0.9),
-    Field("frequency_penalty", Number(-2, 2), HONOURED, "makes tokens less likely, for each time that they are in the "
-          "answer", example=0.5),
-    Field("presence_penalty", Number(-2, 2), HONOURED, "makes tokens less likely that are in the answer", example=0.5),
+    Field("frequency_penalty", Number(-2, 2), HONOURED, "subtracted from a token's logit for each occurrence of the "
+          "token in the answer", example=0.5),
+    Field("presence_penalty", Number(-2, 2), HONOURED, "subtracted from the logit of each token that is in the answer",
+          example=0.5),
     Field("n", Integer(1, "n"), HONOURED, "number of answers; the prompt is read once", 1, example=2),
     Field("seed", Integer(), HONOURED, "makes sampling repeatable, bit for bit", example=7),
     Field("stop", OneOf(STOP_TEXT, Array(STOP_TEXT, 0, "stops")), HONOURED,
-          "texts before which the answer ends", example=["\n"]),
-    Field("logit_bias", Map(Number(-100, 100), "logit_bias"), HONOURED, "numbers that are added to the logits of token "
-          "ids", example={"5": -100}),
+          "stop strings: the answer ends before the first one that occurs", example=["\n"]),
+    Field("logit_bias", Map(Number(-100, 100), "logit_bias"), HONOURED, "numbers to add to logits, by token id",
+          example={"5": -100}),
     Field("stream", Boolean(), HONOURED, "send the answer as server-sent events while it is generated", False,
           example=False),
     Field("top_k", Integer(-1, 2**31), HONOURED, "choose from the k most likely tokens; 0 and -1 mean all", example=5),
@@ -42,21 +43,22 @@ SAMPLING = (
     Field("ignore_eos", Boolean(), HONOURED, "the model's end tokens do not end the answer", example=True),
     Field("stop_token_ids", Array(Integer(0), 0, "token_ids"), HONOURED, "further tokens that end the answer",
           example=[5]),
-    Field("allowed_token_ids", Array(Integer(0), 1, "token_ids"), HONOURED, "the only tokens that may be chosen",
+    Field("allowed_token_ids", Array(Integer(0), 1, "token_ids"), HONOURED, "choose only from these tokens",
           example=[5, 6, 7]),
 )  # fmt: skip
-"""The rows that chat and completions share."""
+"""Fields of all endpoints that generate."""
 
-_SEED_BITS = 2**64
+_SEEDS = 2**64
+"""Number of the engine's seeds; a request may have a negative seed."""
 
 
 def sampling_without(*names: str) -> tuple[Field, ...]:
-    """Returns the rows of `SAMPLING`, without some."""
+    """Returns the fields of `SAMPLING` except those with the given names."""
     return tuple(row for row in SAMPLING if row.name not in names)
 
 
 def sampling_defaults(service: Service) -> dict[str, float]:
-    """Returns the sampling settings of requests that set none.
+    """Returns the sampling settings of a request that sets none.
 
     A model whose generation configuration does not sample gets OpenAI's temperature, 1.
     """
@@ -78,7 +80,7 @@ def read_options(values: Mapping[str, Any], service: Service) -> Options:
     if values["top_k"] is not None:
         options["top_k"] = max(0, values["top_k"])
     if values["seed"] is not None:
-        options["seed"] = values["seed"] % _SEED_BITS
+        options["seed"] = values["seed"] % _SEEDS
     if values["stop"]:
         options["stop"] = values["stop"]
     if values["logit_bias"]:

@@ -7,7 +7,7 @@ from typing import Any
 Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
-WHOLE: Schema = {"type": "integer"}
+INT: Schema = {"type": "integer"}
 NUMBER: Schema = {"type": "number"}
 
 
@@ -22,7 +22,7 @@ def optional(schema: Schema) -> Schema:
 
 
 def record(required: dict[str, Schema], others: dict[str, Schema] | None = None) -> Schema:
-    """Returns the schema of an object without further fields."""
+    """Returns the schema of an object that has no other fields than these."""
     return {
         "type": "object", "properties": {**required, **(others or {})}, "required": list(required),
         "additionalProperties": False,
@@ -42,24 +42,24 @@ ANTHROPIC_ERROR = record(
     {"type": {"const": "error"}, "error": record({"type": TEXT, "message": TEXT}), "request_id": optional(TEXT)}
 )
 
-_MISSING_TOKEN = optional(record({"id": WHOLE, "text": TEXT}))
+_PREFIX_TOKEN = optional(record({"id": INT, "text": TEXT}))
 
 USAGE = record(
     {
-        "prompt_tokens": WHOLE, "completion_tokens": WHOLE, "total_tokens": WHOLE,
-        "prompt_tokens_details": record({"cached_tokens": WHOLE, "cache_write_tokens": WHOLE}),
+        "prompt_tokens": INT, "completion_tokens": INT, "total_tokens": INT,
+        "prompt_tokens_details": record({"cached_tokens": INT, "cache_write_tokens": INT}),
         "completion_tokens_details": record({
-            "reasoning_tokens": WHOLE, "accepted_prediction_tokens": WHOLE, "rejected_prediction_tokens": WHOLE,
+            "reasoning_tokens": INT, "accepted_prediction_tokens": INT, "rejected_prediction_tokens": INT,
         }),
     },
     {"prefix_miss": optional(record({
-        "reason": TEXT, "position": WHOLE, "token": _MISSING_TOKEN, "cached_token": _MISSING_TOKEN,
+        "reason": TEXT, "position": INT, "token": _PREFIX_TOKEN, "cached_token": _PREFIX_TOKEN,
     }))},
 )  # fmt: skip
 
-_TOKEN = {"token": TEXT, "logprob": NUMBER, "bytes": array(WHOLE)}
+_TOKEN = {"token": TEXT, "logprob": NUMBER, "bytes": array(INT)}
 _PROMPT_LOGPROBS = optional(array({"type": ["object", "null"]}))
-_PROMPT_IDS = array(WHOLE)
+_PROMPT_IDS = array(INT)
 
 _MESSAGE = record(
     {
@@ -73,15 +73,15 @@ _MESSAGE = record(
 
 CHAT_COMPLETION = record(
     {
-        "id": TEXT, "object": {"const": "chat.completion"}, "created": WHOLE, "model": TEXT, "system_fingerprint": TEXT,
+        "id": TEXT, "object": {"const": "chat.completion"}, "created": INT, "model": TEXT, "system_fingerprint": TEXT,
         "choices": array(record({
-            "index": WHOLE, "message": _MESSAGE,
+            "index": INT, "message": _MESSAGE,
             "logprobs": optional(record({
                 "content": array(record({**_TOKEN, "top_logprobs": array(record(_TOKEN))})),
                 "refusal": {"type": "null"},
             })),
             "finish_reason": {"enum": ["stop", "length", "tool_calls", "content_filter"]},
-        }, {"token_ids": array(WHOLE)})),
+        }, {"token_ids": array(INT)})),
         "usage": USAGE,
     },
     {
@@ -92,15 +92,15 @@ CHAT_COMPLETION = record(
 
 TEXT_COMPLETION = record(
     {
-        "id": TEXT, "object": {"const": "text_completion"}, "created": WHOLE, "model": TEXT, "system_fingerprint": TEXT,
+        "id": TEXT, "object": {"const": "text_completion"}, "created": INT, "model": TEXT, "system_fingerprint": TEXT,
         "choices": array(record({
-            "index": WHOLE, "text": TEXT,
+            "index": INT, "text": TEXT,
             "logprobs": optional(record({
                 "tokens": array(TEXT), "token_logprobs": array({"type": ["number", "null"]}),
-                "top_logprobs": array({"type": ["object", "null"]}), "text_offset": array(WHOLE),
+                "top_logprobs": array({"type": ["object", "null"]}), "text_offset": array(INT),
             })),
             "finish_reason": {"enum": ["stop", "length", "content_filter"]},
-        }, {"token_ids": array(WHOLE), "prompt_token_ids": _PROMPT_IDS, "prompt_logprobs": _PROMPT_LOGPROBS})),
+        }, {"token_ids": array(INT), "prompt_token_ids": _PROMPT_IDS, "prompt_logprobs": _PROMPT_LOGPROBS})),
         "usage": USAGE,
     }
 )  # fmt: skip
@@ -163,8 +163,8 @@ RESPONSE = record({
 
 MODEL = record(
     {
-        "id": TEXT, "object": {"const": "model"}, "created": WHOLE, "owned_by": TEXT, "root": TEXT,
-        "parent": optional(TEXT), "max_model_len": WHOLE,
+        "id": TEXT, "object": {"const": "model"}, "created": INT, "owned_by": TEXT, "root": TEXT,
+        "parent": optional(TEXT), "max_model_len": INT,
     },
     {"sampling_defaults": {"type": "object"}},
 )  # fmt: skip

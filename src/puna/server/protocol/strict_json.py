@@ -1,4 +1,4 @@
-"""Strict JSON: refuses everything that JSON parsers read differently, and documents that are nested too deeply."""
+"""Strict JSON: refuses what JSON parsers interpret in different ways, and documents that are nested too deeply."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from puna.errors import show
 from puna.server.errors import ApiError
 
-_MAX_EXACT = 2**63
+_INT64_END = 2**63
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.S)
 """A JSON string. The expression takes linear time, also for a string without an end."""
@@ -76,7 +76,7 @@ def _float(text: str) -> float:
 
 
 def _integer(text: str) -> int:
-    if len(text) > 20 or not -_MAX_EXACT <= int(text) < _MAX_EXACT:
+    if len(text) > 20 or not -_INT64_END <= int(text) < _INT64_END:
         raise ApiError(400, f"the integer {text[:40]} is outside the range of int64", code="invalid_json")
     return int(text)
 
@@ -91,5 +91,5 @@ def _check_unicode(value: Any) -> None:
         elif isinstance(item, list):
             stack += item
         elif isinstance(item, str) and any("\ud800" <= character <= "\udfff" for character in item):
-            raise ApiError(400, "a text of the body has half of a surrogate pair (\\ud800 to \\udfff)",
+            raise ApiError(400, "a text in the body has half of a surrogate pair (\\ud800 to \\udfff)",
                            code="invalid_json")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Objects of several kinds that one key distinguishes, such as parts of messages, items and tools."""
+"""JSON objects of several kinds, distinguished by the value of one key: parts of messages, items, tools."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from puna.server.settings import Limits
 
 
 class Skipped(dict[str, Any]):
-    """An object of a kind that this server skips, unchanged."""
+    """The unchanged object of a kind that this server skips."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Tagged(Type):
         kinds: the table of each kind.
         key: the key whose value is the kind.
         default: the kind of an object without the key; None makes the absence an error.
-        refused: for kinds that are refused, the reason and the remedy.
+        refused: the reason and the remedy for each kind that is refused.
         skips: whether objects of all other kinds are accepted, and listed as ignored.
     """
 
@@ -50,10 +50,10 @@ class Tagged(Type):
         if isinstance(kind, str) and self.skips:
             reader.ignored.append(skipped(path, kind))
             return Skipped(value)
-        place = f"{path}.{self.key}"
+        key_path = f"{path}.{self.key}"
         if isinstance(kind, str):
-            raise unsupported(place, f"{place} is {show(kind)}; the supported types are {', '.join(self.kinds)}")
-        raise invalid(place, kind, " or ".join(f'"{name}"' for name in self.kinds))
+            raise unsupported(key_path, f"{key_path} is {show(kind)}; the supported types are {', '.join(self.kinds)}")
+        raise invalid(key_path, kind, " or ".join(f'"{name}"' for name in self.kinds))
 
     def words(self, limits: Limits) -> str:
         """Returns "an object" with the possible kinds."""

@@ -1,4 +1,4 @@
-"""Types of JSON values: each checks a value, describes itself in words and is a JSON schema for OpenAPI."""
+"""Types of JSON values. Each type checks values, and describes itself in words and as a JSON schema for OpenAPI."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
 @dataclass(frozen=True)
 class Integer(Type):
-    """Whole numbers of 64 bits from `low` to `high`; 2.0 is one as well, as in JSON Schema."""
+    """Integers of 64 bits from `low` to `high`; 2.0 is an integer, as in JSON Schema."""
 
     low: Bound = None
     high: Bound = None
@@ -101,7 +101,7 @@ class Integer(Type):
 
 @dataclass(frozen=True)
 class Number(Type):
-    """Numbers from `low` to `high`; `above` excludes the lowest."""
+    """Numbers from `low` to `high`; `above` excludes `low` itself."""
 
     low: Bound = None
     high: Bound = None
@@ -152,7 +152,7 @@ class Boolean(Type):
 
 @dataclass(frozen=True)
 class Text(Type):
-    """Texts of `low` to `high` characters; with `values`, one of these texts."""
+    """Texts of `low` to `high` characters; if `values` is set, only these texts."""
 
     low: int = 0
     high: Bound = None
@@ -216,7 +216,7 @@ class Array(Type):
 
 @dataclass(frozen=True)
 class Map(Type):
-    """Objects with any keys, whose values have one type; None allows all values."""
+    """Objects with any keys, at most `high`, whose values have the type `item`; None allows all values."""
 
     item: Type | None = None
     high: Bound = None
@@ -270,13 +270,13 @@ class Any_(Type):  # noqa: N801
 
 
 class OneOf(Type):
-    """Values of the first of several types that matches the JSON type of the value."""
+    """Values of several types; a value is read as the first type that accepts it."""
 
     def __init__(self, *types: Type) -> None:
         self.types = types
 
     def read(self, path: str, value: Any, reader: Reader) -> Any:
-        """Returns the value as the first type that accepts it does."""
+        """Returns what the first type that accepts the value returns."""
         errors = []
         for kind in self.types:
             marks = len(reader.ignored)
@@ -285,7 +285,7 @@ class OneOf(Type):
             except ApiError as exc:
                 del reader.ignored[marks:]
                 errors.append(exc)
-        # An error inside the value says more than one about the value itself.
+        # An error about a part of the value is more specific than one about the complete value.
         raise next((exc for exc in errors if exc.param != path), invalid(path, value, self.words(reader.limits)))
 
     def words(self, limits: Limits) -> str:

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: the updates of a `Generation` as one response or as chunks."""
+"""POST /v1/chat/completions: writes the updates of a generation as one response or as chunks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def _answer(call: Call) -> Response:
     }  # fmt: skip
     if values["service_tier"] is not None:
         head["service_tier"] = "default"
-    echoed = _echoed(generation) if values["echo"] else ""
+    echoed = _continued_text(generation) if values["echo"] else ""
     if values["stream"]:
         head["object"] = "chat.completion.chunk"
         chunks = _Chunks(call, running, head, echoed, timings)
@@ -69,8 +69,8 @@ async def _answer(call: Call) -> Response:
     return call.json(document)
 
 
-def _echoed(generation: Generation) -> str:
-    """Returns the text of the last message, if the answer continues it."""
+def _continued_text(generation: Generation) -> str:
+    """Returns the text of the last message if the answer continues it, otherwise ""."""
     last: Any = generation.prompt[-1]
     return str(last["content"]) if generation.continue_final_message else ""
 
@@ -135,7 +135,7 @@ class _Chunks:
         yield DONE
 
     def _is_visible(self, update: Update) -> bool:
-        """Returns whether a chunk shows an update: tokens of calls have no text."""
+        """Returns whether an update needs a chunk; tokens of calls have no text, and may need none."""
         values = self.call.values
         return not isinstance(update, TextDelta) or bool(
             update.text or values["logprobs"] or values["return_token_ids"]

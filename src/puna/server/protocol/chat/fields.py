@@ -25,7 +25,8 @@ PART = Tagged(
 
 TOOL_CALL = Tagged({
     "function": Table("ToolCall", (
-        Field("id", Text(1, 512), HONOURED, "the identifier that a message with the result repeats", required=True),
+        Field("id", Text(1, 512), HONOURED, "identifier; tool_call_id of the message with the result repeats it",
+              required=True),
         Field("function", Table("CalledFunction", (
             Field("name", Text(1, 512), HONOURED, "name of the function", required=True),
             Field("arguments", Text(), HONOURED, "its arguments as JSON", required=True),
@@ -38,7 +39,7 @@ MESSAGE = Table("Message", (
           "who wrote the message; developer means system, function means tool", required=True),
     Field("content", OneOf(Text(), Array(PART, 1, "parts")), HONOURED, "the text, or its parts"),
     Field("name", Text(0, 512), HONOURED, "name of the author, for templates that use it"),
-    Field("refusal", Text(), HONOURED, "the text of an answer that refused"),
+    Field("refusal", Text(), HONOURED, "the text of an answer that was a refusal"),
     Field("tool_calls", Array(TOOL_CALL, 0, "tools"), HONOURED, "calls of tools in an earlier answer"),
     Field("tool_call_id", Text(0, 512), HONOURED, "the call that a message with the role tool answers"),
     Field("reasoning_content", Text(), HONOURED, "earlier reasoning, for templates that use it"),
@@ -64,7 +65,7 @@ _NAMED = Table("NamedFunction", (Field("name", Text(1, 128), HONOURED, "its name
 _NAMED_TOOL = Table("NamedTool", (Field("function", _NAMED, HONOURED, "the function to call", required=True),))
 
 _ALLOWED = Table("AllowedTools", (
-    Field("mode", Text(values=("auto", "required")), HONOURED, "whether one must be called", required=True),
+    Field("mode", Text(values=("auto", "required")), HONOURED, "whether a tool must be called", required=True),
     Field("tools", Array(Tagged({"function": _NAMED_TOOL}), 1, "tools"), HONOURED, "the tools that may be called",
           required=True),
 ))  # fmt: skip
@@ -84,19 +85,20 @@ _TOOL_EXAMPLE = {"type": "function", "function": {"name": "f", "parameters": {"t
 CHAT = Table("ChatCompletionRequest", (
     Field("model", Text(1), HONOURED, "name of the model or of an adapter", required=True),
     Field("messages", Array(MESSAGE, 1, "messages"), HONOURED, "the conversation", required=True),
-    Field("max_completion_tokens", Integer(1, "tokens"), HONOURED, "maximum number of tokens of the answer; the "
-          "context limits it in any case, and alone without this field", example=3),
-    Field("max_tokens", Integer(1, "tokens"), HONOURED, "the same, by its older name", example=3),
+    Field("max_completion_tokens", Integer(1, "tokens"), HONOURED, "maximum number of tokens of the answer; by default "
+          "only the context limits the answer", example=3),
+    Field("max_tokens", Integer(1, "tokens"), HONOURED, "the older name of max_completion_tokens", example=3),
     *SAMPLING,
     Field("logprobs", Boolean(), HONOURED, "return the log-probability of each token", False, example=True),
-    Field("top_logprobs", Integer(0, "logprobs"), HONOURED, "number of most likely tokens to return with them"),
+    Field("top_logprobs", Integer(0, "logprobs"), HONOURED, "with logprobs: number of most likely tokens at each "
+          "position"),
     *FORMATS,
     Field("tools", Array(TOOL, 1, "tools"), HONOURED, "functions that the answer may call", example=[_TOOL_EXAMPLE]),
-    Field("tool_choice", TOOL_CHOICE, HONOURED, "whether the answer must call functions, and which ones",
+    Field("tool_choice", TOOL_CHOICE, HONOURED, "whether the answer must call functions, and which functions",
           example="none"),
     Field("parallel_tool_calls", Boolean(), HONOURED, "whether the answer may have several calls", True, example=False),
-    Field("reasoning_effort", Text(values=EFFORTS), HONOURED, "amount of reasoning, if the model's template has a "
-          "switch for it; otherwise only none is accepted", example="none"),
+    Field("reasoning_effort", Text(values=EFFORTS), HONOURED, "amount of reasoning, if the model's chat template "
+          "supports it; otherwise only \"none\" is accepted", example="none"),
     *SHARED,
     *CHAT_ONLY,
     Field("echo", Boolean(), HONOURED, "begin the answer with the text of the message that it continues", False,
@@ -106,7 +108,7 @@ CHAT = Table("ChatCompletionRequest", (
           example=False),
     Field("chat_template_kwargs", Map(), HONOURED, "more variables of the model's chat template",
           example={"enable_thinking": False}),
-    Field("return_progress", Boolean(), HONOURED, "send how far the prompt has been read, in a stream", False,
+    Field("return_progress", Boolean(), HONOURED, "in a stream, send how much of the prompt has been read", False,
           example=True),
     Field("timings_per_token", Boolean(), HONOURED, "return speeds", False, example=True),
 ), open=False)  # fmt: skip

@@ -1,4 +1,4 @@
-"""A request of the chat API as a `Generation`."""
+"""Translates a request of the chat API to a `Generation`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ROLES = {"developer": "system", "function": "tool"}
 
 
 def read_generation(call: Call) -> Generation:
-    """Returns what to generate.
+    """Returns the generation for a request.
 
     Raises:
         ApiError: fields contradict each other, or there is no such model.
@@ -33,13 +33,13 @@ def read_generation(call: Call) -> Generation:
         options["logprobs"] = values["top_logprobs"] or 0
     elif values["top_logprobs"]:
         raise _contradiction(
-            "top_logprobs", "top_logprobs is given, but logprobs is not true; set it, or leave out both"
+            "top_logprobs", "top_logprobs is set, but logprobs is not true; set logprobs to true, or omit both"
         )
     if values["prompt_logprobs"] is not None:
         options["prompt_logprobs"] = values["prompt_logprobs"]
     if values["continue_final_message"] and values["add_generation_prompt"]:
         raise _contradiction(
-            "add_generation_prompt", "continue_final_message and add_generation_prompt are both true; leave one out"
+            "add_generation_prompt", "continue_final_message and add_generation_prompt are both true; omit one of them"
         )
     tools = read_tools(values)
     return Generation(
@@ -61,15 +61,15 @@ def read_generation(call: Call) -> Generation:
 
 
 def template_message(message: Values, index: int) -> dict[str, Any]:
-    """Returns a message for the chat template, whose content is a text or absent."""
+    """Returns a message for the chat template; its content is a text or None."""
     content = message["content"]
     if isinstance(content, list):
         content = "\n".join(part["text"] if part["type"] == "text" else part["refusal"] for part in content)
     if content is None:
         content = message["refusal"]
     if content is None and not message["tool_calls"]:
-        place = f"messages[{index}].content"
-        raise ApiError(400, f"{place} is missing; it must be a text or an array of parts", param=place,
+        path = f"messages[{index}].content"
+        raise ApiError(400, f"{path} is missing; it must be a text or an array of parts", param=path,
                        code="invalid_value")  # fmt: skip
     result = {"role": _ROLES.get(message["role"], message["role"]), "content": content}
     for name in ("name", "tool_calls", "tool_call_id"):

@@ -1,1 +1,1 @@
-"""POST /v1/responses: OpenAI's Responses API, without stored state."""
+"""POST /v1/completions: OpenAI's older API, which continues texts."""

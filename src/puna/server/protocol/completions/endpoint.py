@@ -1,4 +1,4 @@
-"""POST /v1/completions: continuations of texts and token ids, with log-probabilities in the older form of OpenAI."""
+"""POST /v1/completions: continues texts or token ids; log-probabilities have OpenAI's older form."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def _answer(call: Call) -> Response:
 
 
 def _read_generation(call: Call) -> Generation:
-    """Returns what to generate."""
+    """Returns the generation for a request."""
     values, service = call.values, call.service
     adapter = service.adapter(values["model"])
     options: dict[str, Any] = {**read_options(values, service), **read_format(values)}
@@ -81,7 +81,7 @@ def _read_generation(call: Call) -> Generation:
     if best_of is not None and best_of < values["n"]:
         raise _contradiction("best_of", f"best_of is {best_of}, but n is {values['n']}; best_of must be at least n")
     if best_of is not None and best_of > values["n"] and values["stream"]:
-        raise _contradiction("best_of", "the best answers are known only at the end; leave out stream or best_of")
+        raise _contradiction("best_of", "the best answers are known only at the end; omit stream or best_of")
     prompts = _prompts(values["prompt"])
     return Generation(
         prompts[0], more_prompts=prompts[1:], options=options, adapter=adapter,  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ def _read_generation(call: Call) -> Generation:
 
 
 def _prompts(prompt: Any) -> list[Any]:
-    """Returns the prompts of the four forms of the field."""
+    """Returns the prompts in the field, which is a text, token ids, or an array of texts or of arrays of token ids."""
     if isinstance(prompt, str) or isinstance(prompt[0], int):
         return [prompt]
     return list(prompt)
@@ -133,10 +133,9 @@ class _Writer:
         if is_first:
             self._offsets[index] = 0
             if values["echo"]:
-                echoed = self._echoed(prompt)
-                given = self._running.prompt_logprobs(prompt) or ()
-                ids_of_prompt = self._running.prompts[prompt]
-                rows = [*(row or ids_of_prompt[0] for row in given), *rows]
+                echoed = self._prompt_text(prompt)
+                first_id = self._running.prompts[prompt][0]
+                rows = [*(row or first_id for row in self._running.prompt_logprobs(prompt) or ()), *rows]
         item: dict[str, Any] = {"index": index, "text": echoed + text, "logprobs": None, "finish_reason": reason}
         if values["logprobs"] is not None:
             item["logprobs"] = self._logprobs(index, rows)
@@ -148,13 +147,13 @@ class _Writer:
                 item["prompt_token_ids"] = self._running.prompts[prompt]
         return item
 
-    def _echoed(self, prompt: int) -> str:
+    def _prompt_text(self, index: int) -> str:
         """Returns the text of a prompt."""
-        given = self._prompts[prompt]
-        return given if isinstance(given, str) else self._tokenizer.decode(list(given), skip_special_tokens=False)
+        prompt = self._prompts[index]
+        return prompt if isinstance(prompt, str) else self._tokenizer.decode(list(prompt), skip_special_tokens=False)
 
     def _logprobs(self, index: int, rows: Sequence[TokenLogprobs | int]) -> dict[str, Any]:
-        """Returns the log-probabilities of tokens; an id alone is the first token of a prompt, which has none."""
+        """Returns log-probabilities. A row that is an id is a prompt's first token, which has no log-probability."""
         texts, chosen, tops, offsets = [], [], [], []
         for row in rows:
             text = token_text(row if isinstance(row, int) else row.token, self._tokenizer)
@@ -167,17 +166,17 @@ class _Writer:
 
     def _width(self, index: int, row: TokenLogprobs | int, text: str) -> int:
         """Returns the number of characters of a token in the text of the answer, which may begin with the prompt."""
-        given = self._prompts[index // self._call.values["n"]]
-        if not isinstance(given, str) or not self._call.values["echo"]:
+        prompt = self._prompts[index // self._call.values["n"]]
+        if not isinstance(prompt, str) or not self._call.values["echo"]:
             return len(text)
         if (row if isinstance(row, int) else row.token) in self._special:
-            return 0  # a text does not show the BOS token that the tokenizer adds
+            return 0  # the text does not contain special tokens, such as the BOS token that the tokenizer adds
         # Some tokenizers add a space before the text.
-        adds_space = self._offsets[index] == 0 and text.startswith(" ") and not given.startswith(" ")
+        adds_space = self._offsets[index] == 0 and text.startswith(" ") and not prompt.startswith(" ")
         return len(text) - adds_space
 
     def _top(self, row: TokenLogprobs) -> dict[str, float]:
-        """Returns the most likely tokens and the chosen one by text; of tokens with one text, the most likely."""
+        """Returns log-probabilities of the most likely and the chosen tokens by text; ties of texts: the highest."""
         count = self._call.values["logprobs"]
         pairs = [*row.top[:count], (row.token, row.logprob)]
         result: dict[str, float] = {}

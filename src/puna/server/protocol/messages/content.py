@@ -1,4 +1,4 @@
-"""Messages of Anthropic's API as the messages of a conversation for a chat template."""
+"""Translates messages of Anthropic's API to messages for a chat template."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _BLOCKS = {
 """The types of blocks that a message may have, by its role."""
 
 _BILLING = re.compile(r"^x-anthropic-billing-header:[^\n]*\n*", re.IGNORECASE | re.MULTILINE)
-"""A line that Claude Code puts at the beginning of the system message. It differs in each request, so that the prefix
-cache would miss everything that follows."""
+"""A line at the beginning of Claude Code's system messages. It differs in each request, and would prevent the prefix
+cache from finding the tokens after it, so it is removed."""
 
 
 def to_messages(system: Any, turns: Sequence[Mapping[str, Any]]) -> list[Message]:
@@ -31,10 +31,10 @@ def to_messages(system: Any, turns: Sequence[Mapping[str, Any]]) -> list[Message
 
     Args:
         system: the field `system`: a text, text blocks or None.
-        turns: the field `messages`, as its table has read it.
+        turns: the values of the field `messages`.
 
     Raises:
-        ApiError: 400, if a message has a block that its author cannot write.
+        ApiError: 400, if a message has a block that its role does not allow.
     """
     text = _system(system)
     messages: list[Message] = [{"role": "system", "content": text}] if text else []
@@ -56,9 +56,9 @@ def _check_blocks(name: str, role: str, blocks: Sequence[Mapping[str, Any]]) -> 
     allowed = _BLOCKS.get(role, _BLOCKS["user"])
     for index, block in enumerate(blocks):
         if block["type"] not in allowed:
-            place = f"{name}.content[{index}]"
-            message = f"{place} has the type {show(block['type'])}; with the role {show(role)} it must be one of "
-            raise ApiError(400, message + ", ".join(allowed), param=place, code="invalid_value")
+            path = f"{name}.content[{index}]"
+            message = f"{path} has the type {show(block['type'])}; with the role {show(role)} it must be one of "
+            raise ApiError(400, message + ", ".join(allowed), param=path, code="invalid_value")
 
 
 def continues_answer(messages: Sequence[Message]) -> bool:

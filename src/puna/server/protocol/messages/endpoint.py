@@ -1,4 +1,4 @@
-"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API as a `Generation`, and its updates as events."""
+"""POST /v1/messages and /v1/messages/count_tokens: starts generations, and writes their updates as events."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def _count(call: Call) -> Response:
 
 
 def _generation(call: Call, options: Options) -> Generation:
-    """Returns what to generate; also the format of the answer is an option."""
+    """Returns the generation for a request; adds the format of the answer to `options`."""
     values, service = call.values, call.service
     messages, tools = to_messages(values["system"], values["messages"]), read_tools(values, call.ignored)
     output = values["output_config"] or {}
@@ -85,7 +85,7 @@ def _generation(call: Call, options: Options) -> Generation:
 
 
 async def _stream(running: Running, writer: Writer) -> AsyncIterator[bytes]:
-    """Yields the bytes of the events. The first event has the number of cached tokens, known with the first token."""
+    """Yields the bytes of the events. The first event waits for the first token: it has the number of cached tokens."""
     has_begun = False
     async for update in running:
         if not has_begun:

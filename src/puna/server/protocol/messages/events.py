@@ -1,4 +1,4 @@
-"""Updates of a generation as the events of Anthropic's API."""
+"""Translates updates of a generation to events of Anthropic's API."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Writer:
 
     Args:
         model: the name of the model in the request.
-        max_tokens: the requested maximum; an answer that ends before it for lack of space filled the context.
+        max_tokens: the requested maximum. An answer that was truncated before this length has filled the context.
 
     Attributes:
         message: the message, complete after `finish`.
@@ -39,7 +39,7 @@ class Writer:
         self._end: Finished | None = None
 
     def begin(self, usage: Usage) -> list[Event]:
-        """Returns the events before the first token; `usage` has the numbers of the prompt."""
+        """Returns the events before the first token; `usage` has the numbers of tokens of the prompt."""
         message = {**self.message, "content": [], "usage": usage_object(usage)}
         return [{"type": "message_start", "message": message}, {"type": "ping"}]
 
@@ -109,7 +109,7 @@ class Writer:
 
 
 def arguments_of(text: str) -> dict[str, Any]:
-    """Returns the arguments of a call; those of a call that max_tokens truncated are not JSON, and are left out."""
+    """Returns the arguments of a call; {} if they are not JSON, because max_tokens truncated the call."""
     try:
         arguments = json.loads(text or "{}")
     except ValueError:
@@ -118,7 +118,7 @@ def arguments_of(text: str) -> dict[str, Any]:
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
-    """Returns the numbers of tokens of a message; `input_tokens` are those that the cache did not have."""
+    """Returns the numbers of tokens of a message; `input_tokens` does not include tokens found in the prefix cache."""
     return {
         "input_tokens": usage.prompt - usage.cached,
         "cache_creation_input_tokens": 0,

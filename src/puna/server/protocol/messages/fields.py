@@ -14,7 +14,7 @@ from puna.server.protocol.types import Any_, Array, Boolean, Integer, Map, OneOf
 _CACHE = Field("cache_control", Map(), INERT, "all prefixes are cached")
 _CITATIONS = Field("citations", OneOf(Array(Any_()), Map()), INERT, "answers cite nothing")
 _NO_MEDIA = "the model reads only text"
-_NO_SERVER_TOOLS = "this server runs no tools; give tools that the client runs"
+_NO_SERVER_TOOLS = "this server runs no tools; define tools that the client runs"
 
 _TEXT_PART = Table("MessagesText", (Field("text", Text(), HONOURED, "the text", required=True), _CACHE, _CITATIONS))
 
@@ -22,7 +22,10 @@ _MEDIA = dict.fromkeys(("image", "document", "search_result", "container_upload"
 
 _TEXTS = OneOf(Text(), Array(Tagged({"text": _TEXT_PART}, refused=_MEDIA), high="parts"))
 
-_CALLER = (Field("caller", Map(), INERT, "who called the tool"), Field("toolset_name", Text(), INERT, "its set"))
+_CALLER = (
+    Field("caller", Map(), INERT, "who called the tool"),
+    Field("toolset_name", Text(), INERT, "name of the tool's set"),
+)
 
 _TOOL_USE = Table(
     "MessagesToolUse",
@@ -60,7 +63,7 @@ _TOOL_RESULT = Table(
             HONOURED,
             "the result",
         ),
-        Field("is_error", Boolean(), HONOURED, 'whether the call failed; the model then reads "Error: " first'),
+        Field("is_error", Boolean(), HONOURED, 'whether the call failed; "Error: " is then added before the result'),
         _CACHE,
         *_CALLER[1:],
     ),
@@ -117,7 +120,7 @@ SERVER_TOOLS = (
     "web_search", "web_fetch", "bash", "text_editor", "code_execution", "computer", "browser", "memory", "tool_search",
     "mcp_toolset", "advisor",
 )  # fmt: skip
-"""Beginnings of the types of tools that Anthropic's servers or clients define; a date follows."""
+"""Types of tools that Anthropic defines, without the date that follows each in a request."""
 
 _PARALLEL = Field("disable_parallel_tool_use", Boolean(), HONOURED, "whether an answer has at most one call")
 
@@ -165,7 +168,7 @@ _OUTPUT = Table(
             "effort",
             Text(values=EFFORTS),
             HONOURED,
-            "amount of reasoning, if the chat template has a switch for it",
+            "amount of reasoning, if the chat template supports it",
         ),
         Field(
             "format",
@@ -205,11 +208,11 @@ _COMMON = (
     Field("model", Text(1), HONOURED, "name of the model or of an adapter", required=True),
     Field("messages", Array(_MESSAGE, 1, "messages"), HONOURED, "the conversation", required=True,
           example=[{"role": "user", "content": "Hi"}]),
-    Field("system", _TEXTS, HONOURED, "the system message; lines x-anthropic-billing-header are left out"),
+    Field("system", _TEXTS, HONOURED, "the system message; lines with x-anthropic-billing-header are removed"),
     Field("tools", Array(Tagged({"custom": TOOL}, default="custom", skips=True), high="tools"), HONOURED,
           "tools that the model can call", example=[]),
     Field("tool_choice", _CHOICE, HONOURED, "whether and which tools are called", example={"type": "auto"}),
-    Field("thinking", _THINKING, HONOURED, "reasoning, if the chat template has a switch for it",
+    Field("thinking", _THINKING, HONOURED, "whether to reason, if the chat template supports it",
           example={"type": "disabled"}),
     Field("output_config", _OUTPUT, HONOURED, "format of the answer", example={}),
     Field("context_management", _EDITS, INERT, "edits of the conversation", example={"edits": []}),
@@ -233,7 +236,7 @@ FIELDS = Table(
         Field("max_tokens", Integer(1, "tokens"), HONOURED, "maximum number of tokens of the answer", required=True,
               example=16),
         Field("stop_sequences", Array(Text(1, "stop_characters"), high="stops"), HONOURED,
-              "texts before which the answer ends", example=["\n\n"]),
+              "stop strings: the answer ends before the first one that occurs", example=["\n\n"]),
         *QUEUE,
         *sampling_without("n", "stop"),
         Field("metadata", Table("MessagesMetadata", (Field("user_id", Text(), INERT, "name of the user"),)), INERT,
@@ -242,7 +245,7 @@ FIELDS = Table(
         _refused("fallbacks", "requests are answered by the model that they name", []),
         _refused("fallback_credit_token", "nothing is billed", "t"),
         _refused("container", "this server runs no code", "c"),
-        _refused("inference_geo", "this server runs where it is", "us"),
+        _refused("inference_geo", "this server cannot choose where it runs", "us"),
         _refused("diagnostics", "this server stores no messages", {}),
     ),
     open=False,

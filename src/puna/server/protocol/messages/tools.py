@@ -19,11 +19,11 @@ _MODES: dict[str, Mode] = {"auto": "auto", "any": "required", "tool": "required"
 def read_tools(values: Values, ignored: MutableSequence[str]) -> ToolSet | None:
     """Returns the tools that the answer may call; None if there are none.
 
-    Tools of other types are skipped next to tools of the client, and tools with `defer_loading` always: coding agents
-    send them to every server.
+    Tools with `defer_loading` are skipped. Tools of unknown types are skipped if the request also has tools of the
+    client. Coding agents send such tools to every server.
 
     Args:
-        ignored: receives the deferred tools.
+        ignored: the list to which skipped tools with `defer_loading` are appended.
 
     Raises:
         ApiError: 400, if a request has only tools that a server would have to run, or if `tool_choice` requires a call
@@ -50,5 +50,5 @@ def read_tools(values: Values, ignored: MutableSequence[str]) -> ToolSet | None:
 def _check_server_tools(tools: Sequence[Mapping[str, Any]]) -> None:
     for index, tool in enumerate(tools):
         if isinstance(tool, Skipped) and str(tool["type"]).startswith(SERVER_TOOLS):
-            message = f"tools[{index}].type is {show(tool['type'])}; this server runs no tools, give some of the client"
+            message = f"tools[{index}].type is {show(tool['type'])}; this server runs no tools, use tools of the client"
             raise unsupported(f"tools[{index}].type", message)

@@ -1,4 +1,4 @@
-"""POST /v1/responses: the request as a `Generation`, and its updates as events or as one response."""
+"""POST /v1/responses: starts a generation, and writes its updates as events or as one response."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _options(call: Call) -> Options:
 
 
 def _settings(options: Options, service: Service) -> dict[str, float]:
-    """Returns the settings in effect that the response shows."""
+    """Returns the sampling settings that the response shows."""
     defaults = GenerationDefaults.of(service.llm.generation_config)
     settings: dict[str, Any] = {"temperature": defaults.temperature, "top_p": defaults.top_p, **options}
     return {name: settings[name] for name in ("temperature", "top_p")}

@@ -1,4 +1,4 @@
-"""Updates of a generation as the events of the Responses API."""
+"""Translates updates of a generation to events of the Responses API."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Writer:
     """Turns updates into events, and keeps the response up to date.
 
     Args:
-        response: the response before its answer begins; it is changed.
+        response: the response before its answer begins; this object changes it.
         logprobs: returns the JSON of the log-probabilities of tokens.
 
     Attributes:
@@ -71,7 +71,7 @@ class Writer:
         return [*events, self._about(f"response.{self.response['status']}")]
 
     def fail(self, error: ApiError) -> list[Event]:
-        """Returns the events of an error after the response has begun."""
+        """Returns the events for an error that occurs after the response has begun."""
         return self._close("incomplete") + self._failed(error.message)
 
     def _failed(self, message: str) -> list[Event]:
@@ -112,7 +112,7 @@ class Writer:
 
 
 class _Text:
-    """A message with one text that is being written."""
+    """An unfinished message with one text."""
 
     def __init__(self) -> None:
         self.output_index = 0
@@ -143,12 +143,12 @@ class _Text:
         return text_part("".join(self._pieces), self._entries)
 
     def _event(self, kind: str, **fields: Any) -> Event:
-        place = {"item_id": self._id, "output_index": self.output_index, "content_index": 0}
-        return {"type": kind, **place, **fields}
+        indices = {"item_id": self._id, "output_index": self.output_index, "content_index": 0}
+        return {"type": kind, **indices, **fields}
 
 
 class _Call:
-    """A function call that is being written."""
+    """An unfinished function call."""
 
     def __init__(self, call_id: str, name: str) -> None:
         self.output_index = 0

@@ -57,7 +57,7 @@ _CALLER = (
 )
 
 _REASONING_TEXT = Array(
-    Table("ResponsesReasoningText", (Field("type", Text(), INERT, "its kind"), _TEXT)), high="parts"
+    Table("ResponsesReasoningText", (Field("type", Text(), INERT, "kind of the part"), _TEXT)), high="parts"
 )
 
 ITEM = Tagged(
@@ -110,8 +110,8 @@ FUNCTION = Table(
         Field("strict", Boolean(), INERT, "arguments always follow the schema"),
         Field("defer_loading", Boolean(), INERT, "the model sees all tools"),
         Field("allowed_callers", Array(Text()), INERT, "only the model calls functions"),
-        Field("output_schema", Map(), INERT, "results are not checked"),
-        Field("async", Boolean(), INERT, "the client calls functions"),
+        Field("output_schema", Map(), INERT, "results of functions are not checked"),
+        Field("async", Boolean(), INERT, "the client decides how it runs functions"),
     ),
 )
 
@@ -160,9 +160,7 @@ _INCLUDABLE = (
 REASONING = Table(
     "ResponsesReasoningOptions",
     (
-        Field(
-            "effort", Text(values=EFFORTS), HONOURED, "amount of reasoning, if the chat template has a switch for it"
-        ),
+        Field("effort", Text(values=EFFORTS), HONOURED, "amount of reasoning, if the chat template supports it"),
         Field("summary", Text(values=("auto", "concise", "detailed")), INERT, "reasoning is not summarised"),
         Field("generate_summary", Text(values=("auto", "concise", "detailed")), INERT, "reasoning is not summarised"),
         Field("context", Text(values=("auto", "current_turn", "all_turns")), INERT, "the chat template decides"),
@@ -174,7 +172,7 @@ TEXT = Table(
     "ResponsesTextOptions",
     (
         Field("format", _FORMAT, HONOURED, "format of the answer", example={"type": "text"}),
-        Field("verbosity", Text(), VALUES, "the model has no switch for its length", accepted=("medium",)),
+        Field("verbosity", Text(), VALUES, "ask for shorter or longer answers in the input", accepted=("medium",)),
     ),
 )
 
@@ -183,7 +181,7 @@ _CACHE_OPTIONS = Table(
     (
         Field("mode", Text(values=("implicit", "explicit")), INERT, "all prefixes are cached"),
         Field("ttl", Text(values=("30m", "12h")), INERT, "prefixes are kept until the memory is needed"),
-        Field("comparison_response_id", Text(), INERT, "this server stores no responses, and says so in the response"),
+        Field("comparison_response_id", Text(), INERT, "this server stores no responses; the response reports that"),
         Field("prewarm", Boolean(), VALUES, "use max_output_tokens 1", accepted=(False,)),
     ),
 )
@@ -233,7 +231,7 @@ FIELDS = Table(
         Field("metadata", Map(Text(0, 512), 16, 64), INERT, "texts that the response echoes", example={}),
         Field("user", Text(0, 512), INERT, "name of the user, for fair queues"),
         Field("safety_identifier", Text(0, 512), INERT, "name of the user"),
-        Field("prompt_cache_key", Text(0, 512), INERT, "key for routers that keep conversations at one server"),
+        Field("prompt_cache_key", Text(0, 512), INERT, "key for routers that send a conversation to the same server"),
         Field(
             "prompt_cache_retention", Text(values=("in_memory", "24h")), INERT, "prefixes stay until memory is needed"
         ),
@@ -245,9 +243,9 @@ FIELDS = Table(
         _refused("conversation", "this server stores no conversations; send the complete input", "conv_1"),
         _refused("prompt", "this server stores no prompts; send the text", {"id": "pmpt_1"}),
         _refused("context_management", "a prompt is never shortened", []),
-        _refused("max_tool_calls", "it limits tools of a server, and this server has none", 1),
+        _refused("max_tool_calls", "it limits calls of tools that the server runs, and this server runs none", 1),
         _refused("moderation", "answers are not moderated", {"model": "m"}),
-        _refused("access_programs", "there are none", {}),
+        _refused("access_programs", "this server has no access programs", {}),
         _refused("image", _NO_MEDIA, {}),
     ),
     open=False,

@@ -1,4 +1,4 @@
-"""Input items of the Responses API as the messages of a conversation."""
+"""Translates input items of the Responses API to messages for a chat template."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def to_messages(source: str | Sequence[Mapping[str, Any]], instructions: str | N
     text, the reasoning and the calls of one turn become one assistant message.
 
     Args:
-        source: the field `input`, as its table has read it.
+        source: the value of the field `input`.
         instructions: the text of a system message that precedes the input.
     """
     items = [{"type": "message", "role": "user", "content": source}] if isinstance(source, str) else source
@@ -54,7 +54,7 @@ class _Turns:
 
     def finish(self) -> list[Message]:
         """Returns the messages."""
-        if self._reasoning:  # of an answer that was interrupted
+        if self._reasoning:  # the answer was interrupted before its text
             self._assistant("")
         return self._messages
 
@@ -75,7 +75,7 @@ class _Turns:
 
 
 def text_of(content: str | Iterable[Mapping[str, Any]]) -> str:
-    """Returns the text of a content; its parts become separate lines, as in `LLM.chat`."""
+    """Returns the text of a message's content; its parts become separate lines, as in `LLM.chat`."""
     if isinstance(content, str):
         return content
     return "\n".join(part["refusal"] if part["type"] == "refusal" else part["text"] for part in content)

@@ -30,11 +30,11 @@ def response_object(values: Values, *, created: int, temperature: float, top_p: 
     Args:
         values: the fields of the request.
         created: the time in seconds since 1970.
-        temperature, top_p: the settings in effect.
+        temperature, top_p: the sampling settings that the answer uses.
     """
     text, reasoning = values["text"] or {}, values["reasoning"] or {}
     options = values["prompt_cache_options"] or {}
-    compared = options.get("comparison_response_id") is not None
+    has_comparison = options.get("comparison_response_id") is not None
     return {
         "id": new_id("resp"),
         "object": "response",
@@ -52,14 +52,14 @@ def response_object(values: Values, *, created: int, temperature: float, top_p: 
         "output": [],
         "previous_response_id": None,
         "prompt": None,
-        "prompt_cache_diagnostics": {"type": "comparison_response_not_found"} if compared else None,
-        "prompt_cache_options": _given(options) if options.get("mode") and options.get("ttl") else None,
-        "reasoning": {"effort": None, "summary": None, **_given(reasoning)},
+        "prompt_cache_diagnostics": {"type": "comparison_response_not_found"} if has_comparison else None,
+        "prompt_cache_options": _without_nulls(options) if options.get("mode") and options.get("ttl") else None,
+        "reasoning": {"effort": None, "summary": None, **_without_nulls(reasoning)},
         "service_tier": "default",
         "store": False,
         "temperature": temperature,
-        "text": {"format": _given(text.get("format") or {"type": "text"}), "verbosity": "medium"},
-        "tool_choice": _given(values["tool_choice"] or "auto"),
+        "text": {"format": _without_nulls(text.get("format") or {"type": "text"}), "verbosity": "medium"},
+        "tool_choice": _without_nulls(values["tool_choice"] or "auto"),
         "tools": [_tool(tool) for tool in values["tools"] or ()],
         "top_logprobs": values["top_logprobs"] or 0,
         "top_p": top_p,
@@ -80,15 +80,15 @@ def usage_object(usage: Usage) -> dict[str, Any]:
     }
 
 
-def _given(value: Any) -> Any:
-    """Returns a value without the fields that were absent from the request, and were thus read as None."""
+def _without_nulls(value: Any) -> Any:
+    """Returns a value without fields that are None because the request did not have them."""
     if not isinstance(value, Mapping):
         return value
-    return {key: _given(item) for key, item in value.items() if item is not None}
+    return {key: _without_nulls(item) for key, item in value.items() if item is not None}
 
 
 def _tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns a tool as the response repeats it. Tools of other types are repeated, although they were skipped."""
+    """Returns a tool in the form of the response, which also lists the tools that were skipped."""
     if isinstance(tool, Skipped):
         return tool
     optional = {key: tool[key] for key in _TOOL_KEYS[3:] if tool[key] is not None}

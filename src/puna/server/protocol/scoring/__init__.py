@@ -1,1 +1,1 @@
-"""Endpoints that read texts and generate nothing: embeddings, labels, likelihoods, decisions and tokens."""
+"""Endpoints that read texts without generating: embeddings, labels, likelihoods, decisions and tokens."""

@@ -1,4 +1,4 @@
-"""POST /v1/decisions: probabilities of answers to questions about a state; nothing is generated.
+"""POST /v1/decisions: probabilities of given answers to questions about a state, which is a text or a conversation.
 
 Each option is scored by the log-likelihood of its complete text and the end of the turn. All sequences begin with the
 state, which is read once.
@@ -19,14 +19,14 @@ from puna.server.protocol.endpoint import Call, add_endpoint
 from puna.server.protocol.fields import HONOURED, INERT, Field, Table
 from puna.server.protocol.responses.fields import ITEM
 from puna.server.protocol.responses.items import to_messages
-from puna.server.protocol.schemas import NUMBER, TEXT, WHOLE, array, optional, record
+from puna.server.protocol.schemas import INT, NUMBER, TEXT, array, optional, record
 from puna.server.protocol.scoring.questions import MAX_QUESTIONS, QUESTION, Question, read_question
 from puna.server.protocol.scoring.reading import check_length, compute
 from puna.server.protocol.types import Array, Map, OneOf, Text
 from puna.server.service import Service
 
 _MAX_OPTIONS = 2048
-"""Maximum number of options of all questions together: each is a sequence."""
+"""Maximum number of options of all questions together; the engine computes one sequence for each option."""
 
 _EXAMPLE = [{"type": "predicate", "instructions": "The text is about animals."}]
 
@@ -36,7 +36,7 @@ DECISION = Table("DecisionRequest", (
           "/v1/responses", required=True, example="The llama lives in the highlands."),
     Field("questions", Array(QUESTION, 1, MAX_QUESTIONS), HONOURED, "the questions about the state", required=True,
           example=_EXAMPLE),
-    Field("prompt_cache_key", Text(0, 512), INERT, "prefixes are found by their tokens", example="k"),
+    Field("prompt_cache_key", Text(0, 512), INERT, "the cache finds prefixes by their tokens", example="k"),
     Field("prompt_cache_options", Map(), INERT, "prefixes are kept as long as memory allows", example={"ttl": "30m"}),
     Field("safety_identifier", Text(0, 512), INERT, "identifies the end user", example="u"),
 ), open=False)  # fmt: skip
@@ -50,15 +50,15 @@ _ANSWERS: dict[str, Any] = {"anyOf": [
     }),
     record({
         "type": {"const": "score"}, "name": optional(TEXT), "score": NUMBER, "confidence": NUMBER,
-        "probabilities": array(record({"label": TEXT, "value": WHOLE, **_SHARES})),
+        "probabilities": array(record({"label": TEXT, "value": INT, **_SHARES})),
     }),
 ]}  # fmt: skip
 
 _RESPONSE = record({
     "answers": array(_ANSWERS), "model": TEXT,
     "usage": record({
-        "input_tokens": WHOLE, "input_tokens_details": record({"cached_tokens": WHOLE, "cache_write_tokens": WHOLE}),
-        "output_tokens": WHOLE, "output_tokens_details": record({"reasoning_tokens": WHOLE}), "total_tokens": WHOLE,
+        "input_tokens": INT, "input_tokens_details": record({"cached_tokens": INT, "cache_write_tokens": INT}),
+        "output_tokens": INT, "output_tokens_details": record({"reasoning_tokens": INT}), "total_tokens": INT,
     }),
 })  # fmt: skip
 
@@ -92,7 +92,7 @@ async def _decide(call: Call) -> Response:
 
 
 def _sequences(call: Call, questions: Sequence[Question], adapter: str | None) -> list[PromptLosses]:
-    """Returns the results to be computed: one per option."""
+    """Returns the sequences to compute: one per option."""
     llm = call.service.llm
     end = [*llm._turn_end_ids][:1] or [*llm._stop_ids][:1]
     longest, results = llm.longest_text(adapter), []
@@ -107,7 +107,7 @@ def _sequences(call: Call, questions: Sequence[Question], adapter: str | None) -
 
 
 def _messages(state: Any, question: str) -> list[dict[str, Any]]:
-    """Returns the conversation whose answer is an option: the question is the end of the last user message."""
+    """Returns the conversation that an option answers: the state with the question in the last user message."""
     messages = to_messages(state, None)
     last = messages[-1]
     if last["role"] == "user":
@@ -117,7 +117,7 @@ def _messages(state: Any, question: str) -> list[dict[str, Any]]:
 
 
 def _usage(results: Sequence[PromptLosses]) -> dict[str, Any]:
-    """Returns the numbers of tokens of all sequences; the beginning that they share is counted once."""
+    """Returns the numbers of tokens of all sequences; their common beginning counts once."""
     prompts = [result.request.prompt_ids for result in results]
     first = prompts[0]
     shared = min(

@@ -14,7 +14,7 @@ from puna.server.errors import unsupported
 from puna.server.protocol.completions.fields import PROMPT
 from puna.server.protocol.endpoint import Call, add_endpoint
 from puna.server.protocol.fields import HONOURED, INERT, Field, Table
-from puna.server.protocol.schemas import NUMBER, TEXT, WHOLE, array, record
+from puna.server.protocol.schemas import INT, NUMBER, TEXT, array, record
 from puna.server.protocol.scoring.reading import compute, encoded, usage_of
 from puna.server.protocol.types import Boolean, Integer, Text
 from puna.server.service import Service
@@ -25,19 +25,19 @@ EMBEDDING = Table("EmbeddingRequest", (
           required=True, example="the llama"),
     Field("encoding_format", Text(values=("float", "base64")), HONOURED, "numbers, or base64 of little-endian float32",
           "float", example="base64"),
-    Field("dimensions", Integer(1), HONOURED, "the model's hidden size: embeddings cannot be shortened"),
+    Field("dimensions", Integer(1), HONOURED, "must be the model's hidden size: embeddings cannot be shortened"),
     Field("pooling", Text(values=("last", "mean")), HONOURED, "the state of the last token, or the mean of all tokens",
           "last", example="mean"),
-    Field("normalize", Boolean(), HONOURED, "divide each embedding by its length", False, example=True),
+    Field("normalize", Boolean(), HONOURED, "divide each embedding by its Euclidean norm", False, example=True),
     Field("user", Text(0, 512), INERT, "identifies the end user", example="u"),
 ), open=False)  # fmt: skip
 
 _RESPONSE = record({
     "object": {"const": "list"}, "model": TEXT,
     "data": array(record({
-        "object": {"const": "embedding"}, "index": WHOLE, "embedding": {"anyOf": [array(NUMBER), TEXT]},
+        "object": {"const": "embedding"}, "index": INT, "embedding": {"anyOf": [array(NUMBER), TEXT]},
     })),
-    "usage": record({"prompt_tokens": WHOLE, "total_tokens": WHOLE}),
+    "usage": record({"prompt_tokens": INT, "total_tokens": INT}),
 })  # fmt: skip
 
 

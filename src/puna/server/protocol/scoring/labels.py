@@ -11,7 +11,7 @@ from starlette.responses import Response
 from puna.server.protocol.completions.fields import PROMPT
 from puna.server.protocol.endpoint import Call, add_endpoint
 from puna.server.protocol.fields import HONOURED, INERT, Field, Table
-from puna.server.protocol.schemas import NUMBER, TEXT, WHOLE, array, record
+from puna.server.protocol.schemas import INT, NUMBER, TEXT, array, record
 from puna.server.protocol.scoring.reading import compute, encoded, usage_of
 from puna.server.protocol.types import Text
 from puna.server.service import Service
@@ -24,9 +24,9 @@ CLASSIFY = Table("ClassifyRequest", (
 ), open=False)  # fmt: skip
 
 _RESPONSE = record({
-    "id": TEXT, "object": {"const": "list"}, "created": WHOLE, "model": TEXT,
-    "data": array(record({"index": WHOLE, "label": TEXT, "probs": array(NUMBER), "num_classes": WHOLE})),
-    "usage": record({"prompt_tokens": WHOLE, "total_tokens": WHOLE}),
+    "id": TEXT, "object": {"const": "list"}, "created": INT, "model": TEXT,
+    "data": array(record({"index": INT, "label": TEXT, "probs": array(NUMBER), "num_classes": INT})),
+    "usage": record({"prompt_tokens": INT, "total_tokens": INT}),
 })  # fmt: skip
 
 
@@ -46,9 +46,9 @@ async def _classify(call: Call) -> Response:
     )  # fmt: skip
     data = []
     for index, result in enumerate(results):
-        found = head.classify(result.state)
-        probs = list(found.scores)
-        data.append({"index": index, "label": found.label, "probs": probs, "num_classes": len(probs)})
+        classification = head.classify(result.state)
+        probs = list(classification.scores)
+        data.append({"index": index, "label": classification.label, "probs": probs, "num_classes": len(probs)})
     return call.json({
         "id": f"classify-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": values["model"],
         "data": data, "usage": usage_of(results),

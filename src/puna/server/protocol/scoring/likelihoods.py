@@ -15,7 +15,7 @@ from puna.server.errors import ApiError
 from puna.server.protocol.completions.fields import PROMPT
 from puna.server.protocol.endpoint import Call, add_endpoint
 from puna.server.protocol.fields import HONOURED, INERT, Field, Table
-from puna.server.protocol.schemas import NUMBER, TEXT, WHOLE, array, record
+from puna.server.protocol.schemas import INT, NUMBER, TEXT, array, record
 from puna.server.protocol.scoring.reading import check_length, compute, usage_of
 from puna.server.protocol.types import Text
 from puna.server.service import Service
@@ -30,9 +30,9 @@ SCORE = Table("ScoreRequest", (
 ), open=False)  # fmt: skip
 
 _RESPONSE = record({
-    "id": TEXT, "object": {"const": "list"}, "created": WHOLE, "model": TEXT,
-    "data": array(record({"index": WHOLE, "object": {"const": "score"}, "score": NUMBER})),
-    "usage": record({"prompt_tokens": WHOLE, "total_tokens": WHOLE}),
+    "id": TEXT, "object": {"const": "list"}, "created": INT, "model": TEXT,
+    "data": array(record({"index": INT, "object": {"const": "score"}, "score": NUMBER})),
+    "usage": record({"prompt_tokens": INT, "total_tokens": INT}),
 })  # fmt: skip
 
 
@@ -51,7 +51,8 @@ async def _score(call: Call) -> Response:
     adapter = call.service.adapter(values["model"])
     contexts, continuations = (_texts(values[name]) for name in ("text_1", "text_2"))
     if len(contexts) not in (1, len(continuations)):
-        message = f"text_1 has {len(contexts)} texts and text_2 has {len(continuations)}; give one context or as many"
+        counts = f"text_1 has {len(contexts)} texts and text_2 has {len(continuations)}"
+        message = f"{counts}; text_1 must have one text, or as many as text_2"
         raise ApiError(400, message, param="text_1", code="invalid_value")
     shares_prefix = len(contexts) == 1
     contexts *= len(continuations) if shares_prefix else 1

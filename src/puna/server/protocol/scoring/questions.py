@@ -62,8 +62,9 @@ class Question:
     """A question about a state.
 
     Attributes:
-        text: the question, with its options.
-        options: the texts of which an answer is one.
+        text: the question and its options, as the model reads them.
+        values: the fields of the question.
+        options: the texts of the possible answers.
     """
 
     values: Mapping[str, Any]
@@ -77,8 +78,8 @@ class Question:
             likelihoods: the log-likelihood in nats of each option as the complete answer.
         """
         logs = np.asarray(likelihoods, np.float64)
-        shares = np.exp(logs - logs.max())
-        probabilities = (shares / shares.sum()).tolist()
+        weights = np.exp(logs - logs.max())
+        probabilities = (weights / weights.sum()).tolist()
         best, kind = int(logs.argmax()), self.values["type"]
         head = {"type": kind, "name": self.values["name"]}
         if kind == "predicate":
@@ -110,8 +111,8 @@ def read_question(values: Mapping[str, Any], index: int) -> Question:
     options = [text for text, _ in items]
     repeated = next((text for text in options if options.count(text) > 1), None)
     if repeated is not None:
-        place = f"questions[{index}].{key}"
-        raise ApiError(400, f"{place} has two options with the text {show(repeated)}; rename one", param=place,
+        path = f"questions[{index}].{key}"
+        raise ApiError(400, f"{path} has two options with the text {show(repeated)}; rename one", param=path,
                        code="invalid_value")  # fmt: skip
     lines = "\n".join(f"- {text}: {description}" if description else f"- {text}" for text, description in items)
     return Question(values, f"{instructions}\nAnswer with one of these options:\n{lines}", tuple(options))

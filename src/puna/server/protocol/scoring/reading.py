@@ -1,4 +1,4 @@
-"""Computes results of texts for an endpoint: checks their lengths, and keeps caches of callers apart."""
+"""`compute`: runs texts for an endpoint, with a separate prefix cache for each caller; checks of the texts' lengths."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Result = TypeVar("Result", bound=PromptResult)
 
 
 async def compute(call: Call, make: Callable[[], Sequence[Result]], *, shares_prefix: bool = False) -> Sequence[Result]:
-    """Returns complete results.
+    """Waits until the engine has computed results, and returns them.
 
     Args:
-        make: encodes texts and returns the results to be computed; runs in a thread.
-        shares_prefix: whether all texts begin with the same long text. The first is then computed before the others,
-            which find that text in the prefix cache.
+        make: encodes texts and returns the unfinished results; runs in a thread.
+        shares_prefix: whether all texts begin with the same long text. The first text is then computed before the
+            others, which find their beginning in the prefix cache.
 
     Raises:
         PunaError: an input is not valid.
@@ -60,7 +60,7 @@ def encoded(call: Call, inputs: Any, param: str, adapter: str | None) -> list[tu
 def check_length(count: int, longest: int, param: str) -> None:
     """Raises ApiError 400 for more tokens than fit in the context."""
     if count > longest:
-        message = f"{param} has a text of {count} tokens, but the model's context is {longest} tokens; shorten it"
+        message = f"{param} has a text of {count} tokens, but the model's context is {longest} tokens; shorten the text"
         raise ApiError(400, message, param=param, code="context_length_exceeded")
 
 

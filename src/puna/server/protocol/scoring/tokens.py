@@ -1,4 +1,4 @@
-"""POST /tokenize, /detokenize and /apply-template: token ids of texts and conversations, with vLLM's fields."""
+"""POST /tokenize, /detokenize and /apply-template: convert texts, conversations and token ids, with vLLM's fields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from puna.server.protocol.chat.request import template_message
 from puna.server.protocol.chat.tools import function_of
 from puna.server.protocol.endpoint import Call, add_endpoint
 from puna.server.protocol.fields import HONOURED, Field, Table
-from puna.server.protocol.schemas import TEXT, WHOLE, array, record
+from puna.server.protocol.schemas import INT, TEXT, array, record
 from puna.server.protocol.types import Array, Boolean, Integer, Map, Text
 from puna.server.service import Service
 from puna.server.tools.formats import detect
@@ -35,10 +35,10 @@ _CONVERSATION = (
 
 TOKENIZE = Table("TokenizeRequest", (
     _MODEL,
-    Field("prompt", Text(), HONOURED, "a text; give either this or messages", example="the llama"),
-    Field("add_special_tokens", Boolean(), HONOURED, "add tokens such as BOS to a text; the default is true for a "
-          "text, and false for messages, whose template writes them"),
-    Field("return_token_strs", Boolean(), HONOURED, "return the text of each token too", False, example=True),
+    Field("prompt", Text(), HONOURED, "a text; a request has either prompt or messages", example="the llama"),
+    Field("add_special_tokens", Boolean(), HONOURED, "add special tokens such as BOS; the default is true for a prompt "
+          "and false for messages, because the chat template writes these tokens"),
+    Field("return_token_strs", Boolean(), HONOURED, "also return the text of each token", False, example=True),
     *_CONVERSATION,
 ), open=False)  # fmt: skip
 
@@ -58,7 +58,7 @@ TEMPLATE = Table("ApplyTemplateRequest", (
 def router(service: Service) -> APIRouter:
     """Returns the routes."""
     routes = APIRouter()
-    count = record({"count": WHOLE, "max_model_len": WHOLE, "tokens": array(WHOLE)}, {"token_strs": array(TEXT)})
+    count = record({"count": INT, "max_model_len": INT, "tokens": array(INT)}, {"token_strs": array(TEXT)})
     prompt = record({"prompt": TEXT})
     for path, table, handler, response, summary in (
         ("/tokenize", TOKENIZE, _tokenize, count, "Encode a text or a conversation"),
@@ -72,9 +72,9 @@ def router(service: Service) -> APIRouter:
 async def _tokenize(call: Call) -> Response:
     values = call.values
     if (values["prompt"] is None) == (values["messages"] is None):
-        raise ApiError(400, "give either prompt or messages", param="prompt", code="invalid_value")
+        raise ApiError(400, "the request must have either prompt or messages", param="prompt", code="invalid_value")
     adapter = _adapter(call)
-    text = values["prompt"] if values["messages"] is None else await asyncio.to_thread(_rendered, call)
+    text = values["prompt"] if values["messages"] is None else await asyncio.to_thread(_render, call)
     special = values["add_special_tokens"]
     special = values["messages"] is None if special is None else special
     tokenizer = call.service.llm.tokenizer
@@ -99,7 +99,7 @@ async def _detokenize(call: Call) -> Response:
 
 async def _template(call: Call) -> Response:
     _adapter(call)
-    return call.json({"prompt": await asyncio.to_thread(_rendered, call)})
+    return call.json({"prompt": await asyncio.to_thread(_render, call)})
 
 
 def _adapter(call: Call) -> str | None:
@@ -107,7 +107,7 @@ def _adapter(call: Call) -> str | None:
     return None if name is None else call.service.adapter(name)
 
 
-def _rendered(call: Call) -> str:
+def _render(call: Call) -> str:
     """Returns the text of a conversation."""
     values, tokenizer = call.values, call.service.llm.tokenizer
     messages: list[Any] = [template_message(message, index) for index, message in enumerate(values["messages"])]
@@ -118,7 +118,7 @@ def _rendered(call: Call) -> str:
         messages, descriptions = with_tools(messages, detect(tokenizer), tools)
     continues = values["continue_final_message"]
     if continues and values["add_generation_prompt"]:
-        raise ApiError(400, "continue_final_message and add_generation_prompt are both true; leave one out",
+        raise ApiError(400, "continue_final_message and add_generation_prompt are both true; omit one of them",
                        param="add_generation_prompt", code="invalid_value")  # fmt: skip
     return str(
         tokenizer.apply_chat_template(

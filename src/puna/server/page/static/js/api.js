@@ -89,7 +89,7 @@ async function readError(response) {
     const document = await response.json();
     if (typeof document?.error?.message === "string") message = document.error.message;
   } catch {
-    // Not JSON: the status is all that is known.
+    // The body is not JSON, so the message contains only the status.
   }
   return new ApiError(response.status, message, seconds > 0 ? seconds : undefined);
 }
@@ -99,7 +99,7 @@ async function readError(response) {
  * @property {string} id
  * @property {string | null} parent name of the base model if this is an adapter
  * @property {number | null} context maximum number of tokens
- * @property {Record<string, any>} defaults sampling settings that apply when a request names none
+ * @property {Record<string, any>} defaults sampling settings of a request that sets none
  */
 
 /** @returns {Promise<Model[]>} */

@@ -1,4 +1,4 @@
-/** The application: which conversation is open, in one or two panes, and the actions that concern the whole page. */
+/** The application: the open conversation, in one or two panes, and the actions of the complete page. */
 
 import { ApiError, listModels } from "./api.js";
 import { Announcer } from "./chat/announcer.js";
@@ -41,7 +41,7 @@ export class App {
     this.toggleSidebar(false);
   }
 
-  /** Opens the conversation of the address, or a new one, and asks the server for its models. */
+  /** Opens the conversation in the page's URL, or a new one, and requests the server's models. */
   async start() {
     this.#openFromAddress();
     window.addEventListener("hashchange", () => this.#openFromAddress());
@@ -169,7 +169,7 @@ export class App {
     this.composer.field.focus();
   }
 
-  /** @param {Pane} kept stays open; the other column becomes a conversation of its own */
+  /** @param {Pane} kept stays open; the other column becomes a separate conversation */
   endComparison(kept) {
     if (this.busy) return;
     for (const side of this.panes.map((pane) => pane.conversation)) {

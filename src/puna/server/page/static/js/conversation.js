@@ -108,7 +108,7 @@ export function pathTo(conversation, message) {
 /**
  * @param {Conversation} conversation
  * @param {Message} message
- * @returns {Message[]} the branches at this place, oldest first, with the message itself
+ * @returns {Message[]} the message and its siblings, oldest first
  */
 export function siblings(conversation, message) {
   const all = Object.values(conversation.messages).filter((other) => other.parent === message.parent);

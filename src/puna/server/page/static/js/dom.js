@@ -4,7 +4,7 @@ const SVG = "http://www.w3.org/2000/svg";
 
 /**
  * Creates an element. Functions under `on...` become event listeners, `true` an empty attribute; `false`, `null` and
- * `undefined` are left out.
+ * `undefined` are omitted.
  * @param {string} tag
  * @param {Record<string, any>} [attributes]
  * @param {...(Node | string | null | undefined | false)} children

@@ -1,4 +1,4 @@
-/** Work per animation frame, so that the page stays responsive while an answer arrives. */
+/** Limits the work per animation frame, so that the page stays responsive while an answer arrives. */
 
 /**
  * Returns a function that runs `task` in the next frame, once, however often the function is called. `flush` runs a
@@ -22,7 +22,7 @@ export function oncePerFrame(task) {
   return schedule;
 }
 
-/** Milliseconds of a frame that work in slices may take. */
+/** Milliseconds per frame for work that is done in slices. */
 const BUDGET = 8;
 
 const channel = new MessageChannel();

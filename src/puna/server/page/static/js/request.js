@@ -5,7 +5,7 @@ import { pathTo } from "./conversation.js";
 /** @typedef {import("./conversation.js").Conversation} Conversation */
 /** @typedef {import("./conversation.js").Message} Message */
 
-/** Alternatives per token that the page asks for. */
+/** Number of alternatives per token that the page requests. */
 const ALTERNATIVES = 5;
 
 /** Fields that the OpenAI client does not know; its snippet passes them in `extra_body`. */

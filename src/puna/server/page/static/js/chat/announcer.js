@@ -1,4 +1,4 @@
-/** Reads answers to screen readers sentence by sentence: a live region that changed with each token would stutter. */
+/** Announces answers sentence by sentence: screen readers stutter if a live region changes with each token. */
 
 import { h } from "../dom.js";
 import { visible } from "../markdown/visible.js";

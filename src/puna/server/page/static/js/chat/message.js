@@ -14,7 +14,7 @@ import { count, figures, liveFigures } from "./statistics.js";
 /** @typedef {import("../conversation.js").Message} Message */
 /** @typedef {import("./pane.js").Pane} Pane */
 
-/** Milliseconds of a frame in which an answer is drawn. */
+/** Milliseconds per frame for drawing an answer. */
 const BUDGET = 8;
 
 export class MessageView {

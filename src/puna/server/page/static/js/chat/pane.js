@@ -175,7 +175,7 @@ export class Pane {
   #onscroll() {
     const { scrollHeight, scrollTop, clientHeight } = this.scroller;
     const atEnd = scrollHeight - scrollTop - clientHeight < BOTTOM;
-    // Only a scroll upwards ends following: text that arrives also moves the end away.
+    // Only scrolling up stops following, because new text also moves the end away from the view.
     if (atEnd) this.following = true;
     else if (scrollTop < (this.lastTop ?? 0)) this.following = false;
     this.lastTop = scrollTop;
@@ -258,7 +258,7 @@ export class Pane {
     message.model = this.conversation.model || message.model;
     await this.#generate(message, message.edited ? [] : await this.app.library.readScores(message.id));
     if (message.content.length === message.continued && !message.error)
-      this.app.toast("The model added nothing: for it, the answer is complete.");
+      this.app.toast("The model added nothing: it considers the answer complete.");
   }
 
   /**
@@ -279,7 +279,7 @@ export class Pane {
   }
 
   /**
-   * An edited message becomes a sibling; one of the user is sent.
+   * Adds an edited message as a sibling, and sends it if it is the user's.
    * @param {Message} message
    * @param {string} content
    */

@@ -1,4 +1,4 @@
-/** Shown before the first message: which model answers, and what one could ask. */
+/** Shown before the first message: the model, and examples of questions. */
 
 import { h } from "../dom.js";
 import { visible } from "../markdown/visible.js";

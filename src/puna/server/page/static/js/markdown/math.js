@@ -1,4 +1,4 @@
-/** TeX to MathML, which browsers draw without fonts or scripts of ours. */
+/** TeX to MathML, which browsers draw without additional fonts or scripts. */
 
 import { sanitizeMath } from "./sanitize.js";
 

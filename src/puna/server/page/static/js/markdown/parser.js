@@ -106,7 +106,7 @@ export function toHtml(tokens) {
 
 /**
  * @param {string} source
- * @returns {string} HTML of the source as it is
+ * @returns {string} HTML that shows the source unchanged
  */
 export function plainHtml(source) {
   return toHtml([{ type: "plain", raw: source }]);

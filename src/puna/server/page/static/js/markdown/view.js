@@ -17,7 +17,7 @@ const SPLIT = 2000;
 /** Characters that are parsed in one call, so that a long stored answer is shown in slices; more for a longer block. */
 const WINDOW = 4000;
 
-/** Characters after SPLIT in which the end of a sentence is preferred; as many again in which a space is. */
+/** A block is split at the end of a sentence within this many characters after SPLIT, else at a space within as many. */
 const SEARCH = 800;
 
 const LARGEST_WINDOW = 16_000;
@@ -32,7 +32,7 @@ const SPACES = /\s(?=\p{L})/gu;
 const TEXTS = new Set(["paragraph", "blockquote"]);
 
 /**
- * A list or table of which the first items are final, while the next ones still arrive.
+ * A list or table whose first items are final while further items arrive.
  * @typedef {{type: "list" | "table", ordered: boolean, parent: Element, prefix: string}} Continuation
  */
 
@@ -58,7 +58,7 @@ export class MarkdownView {
   continuation = null;
   /** @type {Record<string, any>} definitions of reference links */
   links = Object.create(null);
-  /** Headings of the final blocks, and with those of the last block. */
+  /** Headings of the final blocks; the same including the last block. */
   outline = newOutline();
   pendingOutline = newOutline();
 
@@ -287,7 +287,7 @@ function splitTable(token) {
 }
 
 /**
- * The place depends on the beginning of the text only: a stored answer is split like the one that arrived.
+ * The position depends only on the beginning of the text: a stored answer is split where it was split on arrival.
  * @param {Token} token
  * @returns {Split | null}
  */

@@ -22,7 +22,7 @@ const SETTINGS = [
   {
     name: "temperature",
     label: "Temperature",
-    help: "0 always takes the most probable token.",
+    help: "0 always chooses the most probable token.",
     min: 0,
     max: 2,
     step: 0.05,
@@ -42,7 +42,7 @@ const SETTINGS = [
   {
     name: "min_p",
     label: "Min p",
-    help: "Only tokens with this share of the best token's probability.",
+    help: "Only tokens with at least this share of the highest probability.",
     min: 0,
     max: 1,
     step: 0.01,
@@ -52,15 +52,15 @@ const SETTINGS = [
   {
     name: "repetition_penalty",
     label: "Repetition penalty",
-    help: "Above 1, tokens that occurred become less probable.",
+    help: "Above 1, tokens that have occurred become less probable.",
     min: 0.5,
     max: 2,
     step: 0.01,
     fallback: 1,
     slider: true,
   },
-  { name: "top_k", label: "Top k", help: "Only this many tokens.", min: 0, max: 1_000_000, step: 1 },
-  { name: "max_completion_tokens", label: "Longest answer, in tokens", help: "", min: 1, max: 10_000_000, step: 1 },
+  { name: "top_k", label: "Top k", help: "Only this many of the most probable tokens.", min: 0, max: 1_000_000, step: 1 },
+  { name: "max_completion_tokens", label: "Maximum answer length in tokens", help: "", min: 1, max: 10_000_000, step: 1 },
   {
     name: "seed",
     label: "Seed",

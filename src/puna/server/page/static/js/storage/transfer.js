@@ -49,57 +49,57 @@ export async function exportDocument(library, conversations) {
   return { format: FORMAT, version: 1, exported: new Date().toISOString(), conversations: items };
 }
 
-/** A file that is not an export, with the place of the first mistake. */
+/** The error for a file that is not an export; its message contains the path of the first invalid value. */
 export class ImportError extends Error {}
 
 /**
  * @param {boolean} condition
- * @param {string} place
+ * @param {string} path
  * @param {string} expected
  * @returns {asserts condition}
  */
-function check(condition, place, expected) {
-  if (!condition) throw new ImportError(`${place} must be ${expected}.`);
+function check(condition, path, expected) {
+  if (!condition) throw new ImportError(`${path} must be ${expected}.`);
 }
 
-const object = (/** @type {any} */ value, /** @type {string} */ place) => {
-  check(typeof value === "object" && value !== null && !Array.isArray(value), place, "an object");
+const object = (/** @type {any} */ value, /** @type {string} */ path) => {
+  check(typeof value === "object" && value !== null && !Array.isArray(value), path, "an object");
   return value;
 };
-const list = (/** @type {any} */ value, /** @type {string} */ place, /** @type {number} */ limit) => {
-  check(Array.isArray(value) && value.length <= limit, place, `a list of at most ${limit} items`);
+const list = (/** @type {any} */ value, /** @type {string} */ path, /** @type {number} */ limit) => {
+  check(Array.isArray(value) && value.length <= limit, path, `a list of at most ${limit} items`);
   return value;
 };
-const text = (/** @type {any} */ value, /** @type {string} */ place, limit = LIMITS.text) => {
-  check(typeof value === "string" && value.length <= limit, place, `text of at most ${limit} characters`);
+const text = (/** @type {any} */ value, /** @type {string} */ path, limit = LIMITS.text) => {
+  check(typeof value === "string" && value.length <= limit, path, `text of at most ${limit} characters`);
   return value;
 };
-const number = (/** @type {any} */ value, /** @type {string} */ place) => {
-  check(typeof value === "number" && Number.isFinite(value), place, "a number");
+const number = (/** @type {any} */ value, /** @type {string} */ path) => {
+  check(typeof value === "number" && Number.isFinite(value), path, "a number");
   return value;
 };
-const time = (/** @type {any} */ value, /** @type {string} */ place) => {
-  check(number(value, place) >= 0 && value <= 8.64e15, place, "a time in milliseconds since 1970");
+const time = (/** @type {any} */ value, /** @type {string} */ path) => {
+  check(number(value, path) >= 0 && value <= 8.64e15, path, "a time in milliseconds since 1970");
   return value;
 };
 /** Hexadecimal ids cannot name properties that every object has, such as __proto__. */
-const identifier = (/** @type {any} */ value, /** @type {string} */ place) => {
-  check(typeof value === "string" && /^[0-9a-f]{32}$/.test(value), place, "an id of 32 hexadecimal digits");
+const identifier = (/** @type {any} */ value, /** @type {string} */ path) => {
+  check(typeof value === "string" && /^[0-9a-f]{32}$/.test(value), path, "an id of 32 hexadecimal digits");
   return value;
 };
 
 /**
  * @param {any} value
- * @param {string} place
+ * @param {string} path
  */
-function readSampling(value, place) {
-  object(value, place);
+function readSampling(value, path) {
+  object(value, path);
   /** @type {Record<string, any>} */
   const sampling = {};
-  for (const name of NUMBERS) if (value[name] !== undefined) sampling[name] = number(value[name], `${place}.${name}`);
+  for (const name of NUMBERS) if (value[name] !== undefined) sampling[name] = number(value[name], `${path}.${name}`);
   if (value.stop !== undefined) {
-    sampling.stop = list(value.stop, `${place}.stop`, LIMITS.stops).map((/** @type {any} */ item) =>
-      text(item, `${place}.stop`, 1000),
+    sampling.stop = list(value.stop, `${path}.stop`, LIMITS.stops).map((/** @type {any} */ item) =>
+      text(item, `${path}.stop`, 1000),
     );
   }
   if (value.probabilities !== undefined) sampling.probabilities = value.probabilities === true;
@@ -108,52 +108,52 @@ function readSampling(value, place) {
 
 /**
  * @param {any} value
- * @param {string} place
+ * @param {string} path
  */
-function readUsage(value, place) {
-  object(value, place);
+function readUsage(value, path) {
+  object(value, path);
   /** @type {any} */
-  const usage = Object.fromEntries(USAGE.map((name) => [name, number(value[name], `${place}.${name}`)]));
+  const usage = Object.fromEntries(USAGE.map((name) => [name, number(value[name], `${path}.${name}`)]));
   const cached = value.prompt_tokens_details?.cached_tokens;
   if (cached !== undefined && cached !== null)
-    usage.prompt_tokens_details = { cached_tokens: number(cached, `${place}.cached_tokens`) };
+    usage.prompt_tokens_details = { cached_tokens: number(cached, `${path}.cached_tokens`) };
   return usage;
 }
 
 /**
  * @param {any} value
- * @param {string} place
+ * @param {string} path
  * @returns {import("../conversation.js").Message}
  */
-function readMessage(value, place) {
-  object(value, place);
-  check(value.role === "user" || value.role === "assistant", `${place}.role`, '"user" or "assistant"');
+function readMessage(value, path) {
+  object(value, path);
+  check(value.role === "user" || value.role === "assistant", `${path}.role`, '"user" or "assistant"');
   /** @type {import("../conversation.js").Message} */
   const message = {
-    id: identifier(value.id, `${place}.id`),
-    parent: value.parent === null ? null : identifier(value.parent, `${place}.parent`),
+    id: identifier(value.id, `${path}.id`),
+    parent: value.parent === null ? null : identifier(value.parent, `${path}.parent`),
     role: value.role,
-    content: text(value.content, `${place}.content`),
-    created: time(value.created, `${place}.created`),
+    content: text(value.content, `${path}.content`),
+    created: time(value.created, `${path}.created`),
   };
   if (value.files !== undefined) {
-    message.files = list(value.files, `${place}.files`, LIMITS.files).map((/** @type {any} */ file) => {
-      object(file, `${place}.files`);
-      return { name: text(file.name, `${place}.files.name`, 1000), text: text(file.text, `${place}.files.text`) };
+    message.files = list(value.files, `${path}.files`, LIMITS.files).map((/** @type {any} */ file) => {
+      object(file, `${path}.files`);
+      return { name: text(file.name, `${path}.files.name`, 1000), text: text(file.text, `${path}.files.text`) };
     });
   }
   for (const name of /** @type {const} */ (["model", "system", "error", "finish", "fingerprint"])) {
-    if (value[name] !== undefined) message[name] = text(value[name], `${place}.${name}`);
+    if (value[name] !== undefined) message[name] = text(value[name], `${path}.${name}`);
   }
   if (value.edited !== undefined) message.edited = value.edited === true;
-  if (value.continued !== undefined) message.continued = number(value.continued, `${place}.continued`);
-  if (value.parameters !== undefined) message.parameters = readSampling(value.parameters, `${place}.parameters`);
-  if (value.usage !== undefined) message.usage = readUsage(value.usage, `${place}.usage`);
+  if (value.continued !== undefined) message.continued = number(value.continued, `${path}.continued`);
+  if (value.parameters !== undefined) message.parameters = readSampling(value.parameters, `${path}.parameters`);
+  if (value.usage !== undefined) message.usage = readUsage(value.usage, `${path}.usage`);
   if (value.timing !== undefined) {
-    object(value.timing, `${place}.timing`);
+    object(value.timing, `${path}.timing`);
     message.timing = {
-      first: number(value.timing.first, `${place}.timing.first`),
-      total: number(value.timing.total, `${place}.timing.total`),
+      first: number(value.timing.first, `${path}.timing.first`),
+      total: number(value.timing.total, `${path}.timing.total`),
     };
   }
   return message;
@@ -161,36 +161,36 @@ function readMessage(value, place) {
 
 /**
  * @param {any} value
- * @param {string} place
+ * @param {string} path
  * @returns {TokenScore[]}
  */
-function readTokens(value, place) {
-  return list(value, place, LIMITS.tokens).map((/** @type {any} */ token) => {
-    object(token, place);
-    const top = list(token.top, `${place}.top`, LIMITS.alternatives).map((/** @type {any} */ pair) => {
-      check(Array.isArray(pair) && pair.length === 2, `${place}.top`, "pairs of text and logprob");
-      return /** @type {[string, number]} */ ([text(pair[0], `${place}.top`, 1000), number(pair[1], `${place}.top`)]);
+function readTokens(value, path) {
+  return list(value, path, LIMITS.tokens).map((/** @type {any} */ token) => {
+    object(token, path);
+    const top = list(token.top, `${path}.top`, LIMITS.alternatives).map((/** @type {any} */ pair) => {
+      check(Array.isArray(pair) && pair.length === 2, `${path}.top`, "pairs of text and logprob");
+      return /** @type {[string, number]} */ ([text(pair[0], `${path}.top`, 1000), number(pair[1], `${path}.top`)]);
     });
-    return { text: text(token.text, `${place}.text`, 1000), logprob: number(token.logprob, `${place}.logprob`), top };
+    return { text: text(token.text, `${path}.text`, 1000), logprob: number(token.logprob, `${path}.logprob`), top };
   });
 }
 
 /**
- * Parents must exist, have an earlier place in the tree (no cycles), and be of the other role or absent.
+ * Parents must exist, must not form a cycle, and must have the other role; a first message has none.
  * @param {Record<string, import("../conversation.js").Message>} messages
- * @param {string} place
+ * @param {string} path
  */
-function checkTree(messages, place) {
+function checkTree(messages, path) {
   const depths = new Map();
   for (const start of Object.values(messages)) {
     /** @type {import("../conversation.js").Message[]} */
     const chain = [];
     let message = start;
     while (!depths.has(message.id)) {
-      check(!chain.includes(message) && chain.length <= LIMITS.messages, `${place}.messages`, "a tree");
+      check(!chain.includes(message) && chain.length <= LIMITS.messages, `${path}.messages`, "a tree");
       chain.push(message);
       if (message.parent === null) break;
-      check(Object.hasOwn(messages, message.parent), `${place}.messages`, "a tree whose parents exist");
+      check(Object.hasOwn(messages, message.parent), `${path}.messages`, "a tree whose parents exist");
       message = messages[message.parent];
     }
     for (const item of chain) depths.set(item.id, true);
@@ -199,45 +199,45 @@ function checkTree(messages, place) {
 
 /**
  * @param {any} value
- * @param {string} place
+ * @param {string} path
  */
-function readConversation(value, place) {
-  object(value, place);
+function readConversation(value, path) {
+  object(value, path);
   /** @type {Conversation} */
   const conversation = {
-    id: identifier(value.id, `${place}.id`),
-    title: text(value.title, `${place}.title`, 1000),
-    created: time(value.created, `${place}.created`),
-    updated: time(value.updated, `${place}.updated`),
-    model: text(value.model, `${place}.model`, 1000),
-    system: text(value.system, `${place}.system`),
-    sampling: readSampling(value.sampling, `${place}.sampling`),
+    id: identifier(value.id, `${path}.id`),
+    title: text(value.title, `${path}.title`, 1000),
+    created: time(value.created, `${path}.created`),
+    updated: time(value.updated, `${path}.updated`),
+    model: text(value.model, `${path}.model`, 1000),
+    system: text(value.system, `${path}.system`),
+    sampling: readSampling(value.sampling, `${path}.sampling`),
     messages: {},
     selected: {},
   };
   const messages = list(
-    Object.values(object(value.messages, `${place}.messages`)),
-    `${place}.messages`,
+    Object.values(object(value.messages, `${path}.messages`)),
+    `${path}.messages`,
     LIMITS.messages,
   );
   for (const item of messages) {
-    const message = readMessage(item, `${place}.messages`);
+    const message = readMessage(item, `${path}.messages`);
     conversation.messages[message.id] = message;
   }
-  checkTree(conversation.messages, place);
-  for (const [parent, child] of Object.entries(object(value.selected, `${place}.selected`))) {
-    const message = conversation.messages[identifier(child, `${place}.selected`)];
-    check(message !== undefined && (message.parent ?? ROOT) === parent, `${place}.selected`, "a child of each parent");
+  checkTree(conversation.messages, path);
+  for (const [parent, child] of Object.entries(object(value.selected, `${path}.selected`))) {
+    const message = conversation.messages[identifier(child, `${path}.selected`)];
+    check(message !== undefined && (message.parent ?? ROOT) === parent, `${path}.selected`, "a child of each parent");
     conversation.selected[parent] = message.id;
   }
   if (value.pair !== undefined) {
-    conversation.pair = identifier(value.pair, `${place}.pair`);
+    conversation.pair = identifier(value.pair, `${path}.pair`);
     conversation.side = value.side === 1 ? 1 : 0;
   }
   /** @type {Record<string, TokenScore[]>} */
   const tokens = {};
-  for (const [id, scores] of Object.entries(object(value.tokens ?? {}, `${place}.tokens`))) {
-    if (Object.hasOwn(conversation.messages, id)) tokens[id] = readTokens(scores, `${place}.tokens`);
+  for (const [id, scores] of Object.entries(object(value.tokens ?? {}, `${path}.tokens`))) {
+    if (Object.hasOwn(conversation.messages, id)) tokens[id] = readTokens(scores, `${path}.tokens`);
   }
   return { conversation, tokens };
 }
@@ -268,7 +268,7 @@ export function readExport(json) {
  * Adds the conversations of a file. A conversation that exists unchanged is skipped; one that differs becomes a copy.
  * @param {import("./library.js").Library} library
  * @param {string} json
- * @returns {Promise<number>} of added conversations
+ * @returns {Promise<number>} number of added conversations
  */
 export async function importDocument(library, json) {
   const items = readExport(json);
