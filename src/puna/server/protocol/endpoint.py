@@ -30,7 +30,7 @@ _PROMPTS = ("prompt", "input", "text_2")
 """Fields that may be lists of texts, or lists of token ids. A list of other items is one conversation."""
 
 _LONG_BODY = 65_536
-"""Size in bytes above which a body is read in a thread: 4 MB of token ids take seconds, which would stop all streams."""
+"""Size in bytes above which a body is read in a thread: 4 MB of token ids take seconds, and would stop all streams."""
 
 IGNORED = "X-Puna-Ignored"
 """The header that lists ignored fields."""

@@ -117,8 +117,8 @@ MESSAGE = record({
                              "refusal"]},
     "stop_sequence": optional(TEXT),
     "usage": record({
-        "input_tokens": WHOLE, "cache_creation_input_tokens": WHOLE, "cache_read_input_tokens": WHOLE,
-        "output_tokens": WHOLE,
+        "input_tokens": INT, "cache_creation_input_tokens": INT, "cache_read_input_tokens": INT,
+        "output_tokens": INT,
     }),
 })  # fmt: skip
 """Anthropic's messages."""
@@ -143,20 +143,20 @@ _NULL: Schema = {"type": "null"}
 _OBJECT: Schema = {"type": "object"}
 
 RESPONSE = record({
-    "id": TEXT, "object": {"const": "response"}, "created_at": WHOLE, "completed_at": optional(WHOLE),
+    "id": TEXT, "object": {"const": "response"}, "created_at": INT, "completed_at": optional(INT),
     "status": {"enum": ["completed", "incomplete", "failed"]}, "background": {"const": False}, "model": TEXT,
     "error": optional(record({"code": TEXT, "message": TEXT})), "output": array(_OUTPUT),
     "incomplete_details": optional(record({"reason": TEXT})), "metadata": _OBJECT, "instructions": optional(TEXT),
-    "max_output_tokens": optional(WHOLE), "parallel_tool_calls": {"type": "boolean"}, "reasoning": _OBJECT,
+    "max_output_tokens": optional(INT), "parallel_tool_calls": {"type": "boolean"}, "reasoning": _OBJECT,
     "service_tier": {"const": "default"}, "store": {"const": False}, "temperature": NUMBER, "top_p": NUMBER,
-    "text": _OBJECT, "tool_choice": {"anyOf": [TEXT, _OBJECT]}, "tools": array(_OBJECT), "top_logprobs": WHOLE,
+    "text": _OBJECT, "tool_choice": {"anyOf": [TEXT, _OBJECT]}, "tools": array(_OBJECT), "top_logprobs": INT,
     "truncation": {"const": "disabled"}, "prompt_cache_options": optional(_OBJECT),
     "prompt_cache_diagnostics": optional(_OBJECT),
     **dict.fromkeys(("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"), optional(TEXT)),
     **dict.fromkeys(("conversation", "max_tool_calls", "moderation", "previous_response_id", "prompt"), _NULL),
     "usage": record({
-        "input_tokens": WHOLE, "input_tokens_details": record({"cached_tokens": WHOLE, "cache_write_tokens": WHOLE}),
-        "output_tokens": WHOLE, "output_tokens_details": record({"reasoning_tokens": WHOLE}), "total_tokens": WHOLE,
+        "input_tokens": INT, "input_tokens_details": record({"cached_tokens": INT, "cache_write_tokens": INT}),
+        "output_tokens": INT, "output_tokens_details": record({"reasoning_tokens": INT}), "total_tokens": INT,
     }),
 })  # fmt: skip
 """The response of /v1/responses."""

@@ -20,7 +20,7 @@ from puna.server.protocol.messages.fields import COUNT_FIELDS, FIELDS
 from puna.server.protocol.messages.tools import read_tools
 from puna.server.protocol.reasoning import read_effort, switches
 from puna.server.protocol.sampling import read_options
-from puna.server.protocol.schemas import MESSAGE, WHOLE, record
+from puna.server.protocol.schemas import INT, MESSAGE, record
 from puna.server.service import Service
 
 
@@ -36,7 +36,7 @@ def router(service: Service) -> APIRouter:
         COUNT_FIELDS,
         _count,
         summary="Count tokens of messages",
-        response=record({"input_tokens": WHOLE}),
+        response=record({"input_tokens": INT}),
         admitted=False,
     )
     return routes
