@@ -58,6 +58,7 @@ class Mock:
         self.requests: list[dict[str, Any]] = []
         self.cancelled = 0
         self.loading = False
+        self.defaults = {"temperature": 0.7, "top_p": 0.95}
         self.app = FastAPI()
         self.app.include_router(router())
         self.app.add_api_route("/v1/models", self._models, response_model=None)
@@ -73,7 +74,7 @@ class Mock:
     async def _models(self, request: Request) -> Response:
         models = [
             {"id": name, "object": "model", "created": 1, "owned_by": "puna", "root": "tiny-llama", "parent": parent,
-             "max_model_len": CONTEXT, "sampling_defaults": {"temperature": 0.7, "top_p": 0.95}}
+             "max_model_len": CONTEXT, "sampling_defaults": self.defaults}
             for name, parent in MODELS
         ]  # fmt: skip
         return self._refusal(request) or JSONResponse({"object": "list", "data": models})

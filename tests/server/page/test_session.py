@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.server.page.browser import Person
+
 pytestmark = pytest.mark.slow
 
 
@@ -27,6 +29,21 @@ def test_an_answer_streams_and_has_figures(person, mock):
     assert [message["role"] for message in body["messages"]] == ["user", "assistant", "user"]
     assert body["stream"] and body["logprobs"] and body["top_logprobs"] == 5 and body["return_progress"]
     assert "temperature" not in body, "the server's defaults apply unless the person changes them"
+
+
+def test_a_model_without_settings_chooses_likely_tokens(browser, mock, monkeypatch):
+    monkeypatch.setattr(mock, "defaults", {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0})
+    person = Person(browser, mock.url)
+    person.ask("hello")
+    assert (mock.requests[-1]["temperature"], mock.requests[-1]["top_p"]) == (0.2, 0.9)
+    person.button("Settings of this conversation").click()
+    temperature = person.page.get_by_role("spinbutton", name="Temperature")
+    assert temperature.get_attribute("placeholder") == "0.2"
+    temperature.fill("1")
+    person.button("Save").click()
+    person.ask("hello again")
+    assert mock.requests[-1]["temperature"] == 1
+    person.close()
 
 
 def test_the_stop_button_cancels_the_request(person, mock):

@@ -99,18 +99,33 @@ async function readError(response) {
  * @property {string} id
  * @property {string | null} parent name of the base model if this is an adapter
  * @property {number | null} context maximum number of tokens
- * @property {Record<string, any>} defaults sampling settings of a request that sets none
+ * @property {Record<string, any>} sampling settings that the page sends unless a conversation has others
+ * @property {Record<string, any>} defaults sampling settings of answers in conversations that have none
  */
+
+/** For models without sampling settings: choosing from all tokens at temperature 1, small models write nonsense. */
+const CAREFUL = { temperature: 0.2, top_p: 0.9 };
+
+/** @param {Record<string, any>} defaults of the server */
+function samplingFor(defaults) {
+  const { temperature, top_p = 1, top_k = 0, min_p = 0 } = defaults;
+  return temperature === 1 && top_p === 1 && top_k <= 0 && min_p === 0 ? CAREFUL : {};
+}
 
 /** @returns {Promise<Model[]>} */
 export async function listModels() {
   const document = await (await request("v1/models")).json();
-  return document.data.map((/** @type {any} */ model) => ({
-    id: String(model.id),
-    parent: typeof model.parent === "string" ? model.parent : null,
-    context: Number(model.max_model_len) || null,
-    defaults: model.sampling_defaults ?? model.generation_defaults ?? model.defaults ?? {},
-  }));
+  return document.data.map((/** @type {any} */ model) => {
+    const defaults = model.sampling_defaults ?? {};
+    const sampling = samplingFor(defaults);
+    return {
+      id: String(model.id),
+      parent: typeof model.parent === "string" ? model.parent : null,
+      context: Number(model.max_model_len) || null,
+      sampling,
+      defaults: { ...defaults, ...sampling },
+    };
+  });
 }
 
 /**

@@ -36,7 +36,7 @@
  * @property {string} [fingerprint]
  */
 
-/** @typedef {Record<string, any>} Sampling only the settings that differ from the server's defaults */
+/** @typedef {Record<string, any>} Sampling only the settings that differ from the model's defaults */
 
 /**
  * @typedef {object} Conversation

@@ -233,7 +233,7 @@ export class Pane {
       content,
       model: conversation.model || this.model?.id || "",
       system: conversation.system,
-      parameters: structuredClone(conversation.sampling),
+      parameters: { ...this.model?.sampling, ...structuredClone(conversation.sampling) },
     });
   }
 

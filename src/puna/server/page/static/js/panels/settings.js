@@ -1,4 +1,4 @@
-/** System prompt and sampling settings of a conversation. An empty field means the server's default. */
+/** System prompt and sampling settings of a conversation. An empty field means the default that it shows. */
 
 import { h } from "../dom.js";
 import { openDialog } from "./dialog.js";
@@ -76,7 +76,7 @@ const SETTINGS = [
 /**
  * @param {Setting} setting
  * @param {Record<string, any>} sampling
- * @param {Record<string, any>} defaults of the server
+ * @param {Record<string, any>} defaults of the model
  * @returns {{element: HTMLElement, field: HTMLInputElement}}
  */
 function row(setting, sampling, defaults) {
