@@ -57,6 +57,10 @@ class BackendError(PunaError):
     """An execution backend is unknown, not available here, or does not support the model."""
 
 
+class ClosedError(BackendError):
+    """The model was closed, so that it cannot answer."""
+
+
 class ModelNotFoundError(PunaError, FileNotFoundError):
     """There is no model at the given path or under the given name."""
 
@@ -122,6 +126,19 @@ def show(value: object) -> str:
         text = repr(value)
     except ValueError:  # Python refuses to print integers of more than 4,300 digits
         return f"a {type(value).__name__} with a number of thousands of digits"
+    return _start(text)
+
+
+def show_json(value: object) -> str:
+    """Returns the start of a JSON value, for a message: texts as `show` does, true and null as in JSON."""
+    import json  # only for errors
+
+    if value is None or isinstance(value, bool | list | dict):
+        return _start(json.dumps(value, ensure_ascii=False))
+    return show(value)
+
+
+def _start(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 

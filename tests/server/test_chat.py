@@ -48,6 +48,26 @@ def test_invalid_fields_are_errors_that_name_the_field(client, fields, param):
     assert response.json()["error"]["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [("null", "the body is null; it must be a JSON object"), ("true", "the body is true"),
+     ('{"model": null}', "model is null; it must be a text of at least 1 character"),
+     ('{"model": [null]}', "model is [null]"),
+     ('{"model": "golden", "messages": [null]}', "messages[0] is null"),
+     ('{"model": "golden", "messages": [{"role": "user", "content": "a"}], "store": true}',
+      "store is true; this server supports only false")],
+)  # fmt: skip
+def test_errors_show_values_as_in_json(client, body, text):
+    response = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400 and response.json()["error"]["message"].startswith(text), response.text
+
+
+def test_a_wrong_method_names_the_right_one(client):
+    response = client.get("/v1/chat/completions")
+    message = response.json()["error"]["message"]
+    assert (response.status_code, response.headers["allow"]) == (405, "POST") and message.endswith("; use POST")
+
+
 def test_unknown_model(client):
     response = chat(client, model="goldn")
     assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")

@@ -19,7 +19,8 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 httpx = pytest.importorskip("httpx2")
 
-from puna.errors import ServerError  # noqa: E402
+from puna.errors import ClosedError, ServerError  # noqa: E402
+from puna.server.errors import api_error  # noqa: E402
 from puna.server.run import _listen  # noqa: E402
 from puna.server.warm import read_prompts  # noqa: E402
 from tests.golden.files import LAYOUTS  # noqa: E402
@@ -100,6 +101,35 @@ def test_a_second_signal_ends_the_process_at_once():
         assert process.wait(30) in (0, 130)
         reader.join(30)
         assert not reader.is_alive()
+
+
+def test_streams_after_the_deadline_end_with_the_reason():
+    with served("--drain-seconds", "0") as (process, ready):
+        fields = body(stream=True, n=8, temperature=1, max_tokens=200, ignore_eos=True)
+        with httpx.stream("POST", f"{ready['url']}/v1/chat/completions", json=fields, timeout=30) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            last = [line for line in lines if line][-1]
+        assert last == "data: [DONE]" or "the server stopped before the answer was complete" in last
+        assert process.wait(30) == 0
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_a_closed_model_is_no_fault_of_the_server():
+    error = api_error(ClosedError("the model is closed; load it again"))
+    assert error.status == 503 and "send the request again" in error.message
+
+
+def test_an_unknown_address_is_named():
+    with pytest.raises(ServerError, match=r"--host 192\.0\.2\.1 cannot be used .*; give an address of this machine"):
+        asyncio.run(_listen("192.0.2.1", 0))
+
+
+def test_an_adapter_cannot_have_the_name_of_the_model():
+    command = [sys.executable, "-m", "puna", "serve", str(LAYOUTS["hf"]), "--adapter", "hf=adapter"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert run.returncode == 2 and "the name 'hf' is that of the model" in run.stderr
 
 
 def test_a_missing_package_is_named():

@@ -23,7 +23,7 @@ from puna.engine.engine import Engine
 from puna.engine.request import Event
 from puna.engine.statistics import Statistics
 from puna.engine.stream import Group, News, Result, Stream, Submission
-from puna.errors import BackendError, PunaError, detached_error
+from puna.errors import BackendError, ClosedError, PunaError, detached_error
 
 if TYPE_CHECKING:
     import asyncio
@@ -301,5 +301,5 @@ def _set_all(events: Sequence[asyncio.Event]) -> None:
         event.set()
 
 
-def _closed_error() -> BackendError:
-    return BackendError("the model is closed; load it again")
+def _closed_error() -> ClosedError:
+    return ClosedError("the model is closed; load it again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -101,12 +102,17 @@ async def _send_error(request: Request, exc: Exception) -> Response:
     return error_response(api_error(exc, request_id), request.scope["path"], request_id)
 
 
+def _allowed(headers: Mapping[str, str] | None) -> str:
+    methods = (headers or {}).get("Allow", "")
+    return f"; use {' or '.join(sorted(methods.split(', ')))}" if methods else ""
+
+
 async def _send_http_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     path, request_id = request.scope["path"], request.scope.get("state", {}).get("request_id")
     texts = {
         404: f"there is no path {show(path)}; /openapi.json lists the paths",
-        405: f"{request.method} is not allowed here",
+        405: f"{request.method} is not allowed at {show(path)}{_allowed(exc.headers)}",
     }
     error = ApiError(exc.status_code, texts.get(exc.status_code, str(exc.detail)))
     response = error_response(error, path, request_id)

@@ -7,7 +7,14 @@ import re
 from collections.abc import Container
 from typing import Any
 
-from puna.errors import ArgumentError, ChatTemplateError, MissingExtraError, RequestError, TokenIdError
+from puna.errors import (
+    ArgumentError,
+    ChatTemplateError,
+    ClosedError,
+    MissingExtraError,
+    RequestError,
+    TokenIdError,
+)
 
 _TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 408: "timeout_error",
@@ -97,6 +104,8 @@ def api_error(error: BaseException, request_id: str | None = None, fields: Conta
         path = _PATH.match(str(error))
         param = path[0] if path is not None and path[1] in fields else None
         return ApiError(400, str(error), param=param, code="invalid_value")
+    if isinstance(error, ClosedError):
+        return ApiError(503, "the server stopped before the answer was complete; send the request again", retry_after=1)
     suffix = "" if request_id is None else f" (request {request_id})"
     return ApiError(500, f"the server failed; its log has the cause{suffix}", code="internal_error")
 

@@ -92,7 +92,7 @@ class EventStream(Response):
                 return
             request_id = scope.get("state", {}).get("request_id")
             error = api_error(cause, request_id)
-            if error.status >= 500:
+            if error.status == 500:
                 log.exception("an error ended a stream")
             await watch.send(self._render_error(error, scope["path"], request_id))
         finally:

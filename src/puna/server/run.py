@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +19,12 @@ from puna.errors import ServerError
 from puna.server.guard.connection import Connection
 from puna.server.service import Service
 
+log = logging.getLogger(__name__)
+
 _INTERRUPTED = 130
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Addresses at which this machine reaches a server that listens at all addresses."""
+
 _CLOSE_SECONDS = 1
 """Time for streams to send their error after the deadline."""
 
@@ -55,11 +62,13 @@ class _Server(uvicorn.Server):
         self._on_ready: Callable[[str], None] | None = on_ready
         self._url = ""
         self._deadline: float | None = None
+        self._reported = False
 
     async def run_at(self, host: str, port: int) -> None:
         """Serves at an address."""
         sockets = await _listen(host, port)
         number = sockets[0].getsockname()[1]
+        host = _LOOPBACK.get(host, host)
         self._url = f"http://{f'[{host}]' if ':' in host else host}:{number}"
         try:
             await self.serve(list(sockets))
@@ -77,12 +86,21 @@ class _Server(uvicorn.Server):
         if state == "failed":
             self.should_exit = True
         if self._deadline is not None:
+            self._report_drain()
             if not self.server_state.tasks:
                 self.should_exit = True
             elif time.monotonic() > self._deadline:
                 self.should_exit = True
                 await asyncio.to_thread(self._service.close)  # streams end with an error
         return await super().on_tick(counter)
+
+    def _report_drain(self) -> None:
+        count = 0 if self._reported else len(self.server_state.tasks)
+        self._reported = True
+        if count:
+            seconds = self._service.settings.drain_seconds
+            log.warning("stopping: %d running requests have %g s to finish; Ctrl-C ends the server at once",
+                        count, seconds)  # fmt: skip
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handles a signal: the first drains the service, the second ends the process."""
@@ -103,10 +121,14 @@ async def _listen(host: str, port: int) -> Sequence[Any]:
         listener = await loop.create_server(asyncio.Protocol, host, port, start_serving=False)
     except OSError as exc:
         reason = exc.strerror or str(exc)
-        raise ServerError(
-            f"port {port} at {host} cannot be used ({reason}); choose another with --port, or stop the program that "
-            "uses the port"
-        ) from exc
+        if exc.errno in (errno.EADDRINUSE, errno.EACCES):
+            what, remedy = (
+                f"port {port} at {host}",
+                "choose another with --port, or stop the program that uses the port",
+            )
+        else:
+            what, remedy = f"--host {host}", "give an address of this machine, such as 127.0.0.1"
+        raise ServerError(f"{what} cannot be used ({reason}); {remedy}") from exc
     sockets = [sock.dup() for sock in listener.sockets]
     listener.close()
     return sockets

@@ -23,7 +23,8 @@ def warm(llm: AsyncLLM, path: Path) -> int:
     try:
         return sum(asyncio.run(llm.warm([prompt], tools=tools)) for prompt, tools in read_prompts(path))
     except PunaError as exc:
-        raise ServerError(f"{path}: {exc}; change the file, or start without --warm") from exc
+        text = str(exc).removeprefix(f"{path}: ")
+        raise ServerError(f"--warm {path}: {text}; change the file, or start without --warm") from exc
 
 
 def read_prompts(path: Path) -> list[tuple[Any, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -98,9 +99,13 @@ def serve(
     }  # fmt: skip
     if cache_disk is not None:
         engine["prefix_cache_bytes"] = _bytes(cache_disk)
+    served_name, by_name = name or model_name(path), _adapters(adapters or [])
+    if served_name in by_name:
+        message = f"the name {served_name!r} is that of the model; choose another, or name the model with --name"
+        raise typer.BadParameter(message, param_hint="--adapter")
     settings = ServerSettings(
         host=host, port=port, unknown_fields=unknown_fields, limits=read_limits(values), drain_seconds=drain_seconds,
-        name=name or model_name(path), adapters=_adapters(adapters or []), warm=warm, options=engine,
+        name=served_name, adapters=by_name, warm=warm, options=engine,
         **read_guard(values),
     )  # fmt: skip
     service = _service(path, settings)
@@ -114,8 +119,10 @@ def serve(
             sys.stdout.flush()
             return
         note(f"puna: {service.name} is ready at {url} ({seconds} s); Ctrl-C stops the server")
-        body = {"model": service.name, "messages": [{"role": "user", "content": "Hi!"}]}
-        note(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{json_module.dumps(body)}'")
+        body = {"model": service.name, "messages": [{"role": "user", "content": "Hi!"}], "temperature": 0}
+        key = "-H 'Authorization: Bearer KEY' " if settings.keys else ""
+        data = shlex.quote(json_module.dumps(body))
+        note(f"curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d {data}")
 
     note(f"puna: loading {service.name} ...")
     _run(service, on_ready)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from puna.errors import show, suggestion
+from puna.errors import show, show_json, suggestion
 from puna.server.errors import ApiError, unsupported
 from puna.server.protocol.types import Reader, Type, invalid
 from puna.server.settings import Limits, ServerSettings
@@ -143,8 +143,8 @@ def read_field(row: Field, path: str, value: Any, reader: Reader) -> Any:
         raise ApiError(400, f"{path} is not supported; {row.doc}", param=path, code=row.code)
     result = row.type.read(path, value, reader)
     if row.policy is VALUES and result not in row.accepted:
-        accepted = " or ".join(map(show, row.accepted))
-        raise unsupported(path, f"{path} is {show(value)}; this server supports only {accepted}: {row.doc}")
+        accepted = " or ".join(map(show_json, row.accepted))
+        raise unsupported(path, f"{path} is {show_json(value)}; this server supports only {accepted}: {row.doc}")
     return result
 
 

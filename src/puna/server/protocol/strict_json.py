@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any
 
-from puna.errors import show
+from puna.errors import show, show_json
 from puna.server.errors import ApiError
 
 _INT64_END = 2**63
@@ -38,7 +38,7 @@ def parse(body: bytes, depth: int) -> dict[str, Any]:
         problem = f"{exc.msg} at line {exc.lineno}, column {exc.colno}"
         raise ApiError(400, f"the body is not valid JSON: {problem}", code="invalid_json") from None
     if not isinstance(document, dict):
-        raise ApiError(400, f"the body is {show(document)}; it must be a JSON object", code="invalid_json")
+        raise ApiError(400, f"the body is {show_json(document)}; it must be a JSON object", code="invalid_json")
     if b"\\ud" in body or b"\\uD" in body:
         _check_unicode(document)
     return document

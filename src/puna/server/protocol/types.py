@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from puna.errors import show
+from puna.errors import show_json
 from puna.server.errors import ApiError
 from puna.server.settings import Limits
 
@@ -27,7 +27,7 @@ class Reader:
 
 def invalid(path: str, value: object, expected: str) -> ApiError:
     """Returns the error for a value of the wrong type or range."""
-    return ApiError(400, f"{path} is {show(value)}; it must be {expected}", param=path, code="invalid_value")
+    return ApiError(400, f"{path} is {show_json(value)}; it must be {expected}", param=path, code="invalid_value")
 
 
 class Type:
@@ -173,7 +173,7 @@ class Text(Type):
         high = _bound(self.high, limits)
         if high is not None:
             return f"a text of {self.low} to {high} characters"
-        return f"a text of at least {self.low} characters" if self.low else "a text"
+        return f"a text of at least {self.low} character{'s' if self.low > 1 else ''}" if self.low else "a text"
 
     def schema(self, limits: Limits) -> dict[str, Any]:
         """Returns the JSON schema."""
