@@ -1,4 +1,4 @@
-"""Decides from `model_type`, `architectures` and the number of experts whether a `config.json` is a LLaMA's."""
+"""Decides from `model_type`, `architectures` and the number of experts whether `config.json` is of a LLaMA model."""
 
 from __future__ import annotations
 

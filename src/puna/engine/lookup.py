@@ -87,7 +87,8 @@ def guess_length(
     Args:
         accuracy: the chance that a guessed token is correct if those before it are.
         longest: maximum length.
-        tokens, expected: number of other tokens of the step, with other guesses; how many new tokens they will give.
+        tokens: number of the step's other tokens, including guesses for other requests.
+        expected: number of new tokens expected from these.
         limit: maximum seconds of the step.
     """
     chances = [accuracy**length for length in range(1, longest + 1)]

@@ -15,7 +15,7 @@ MAX_GUESS = 31
 """Maximum number of tokens guessed at once; together with the token before them, they fill four tiles."""
 
 _FIRST_ACCURACY, _WEIGHT = 0.8, 0.15
-"""The accuracy that is expected of the first guess, and the weight of the latest token in its average."""
+"""The expected accuracy of the first guess, and the weight of the latest token in the average accuracy."""
 
 
 class Prediction:
@@ -25,8 +25,8 @@ class Prediction:
         ids: the tokens of the prediction.
 
     Attributes:
-        accuracy: share of the latest tokens that the prediction had, among those for which it had one.
-        accepted: number of tokens of the answer that the prediction had.
+        accuracy: share of correct guesses among the latest tokens for which the prediction had a guess.
+        accepted: number of tokens that the prediction guessed correctly.
     """
 
     def __init__(self, ids: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""`RecentSequences`: explains why the prefix cache did not have more of a prompt.
+"""`RecentSequences`: explains why the prefix cache did not contain more of a prompt.
 
 The cache finds pages by the digest of all tokens before them, so it cannot tell which tokens differ. This module keeps
 the tokens of the latest sequences, and compares a prompt with them if its request asks for it.
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from puna.engine.request import MissReason, PrefixMiss, Request
 
 MAX_SEQUENCES, MAX_TOKENS = 64, 1 << 20
-"""Maximum number of sequences whose tokens are kept, and of their tokens together, which have 4 bytes each."""
+"""Maximum number of stored sequences, and of all their tokens, each of 4 bytes."""
 
 _TOLERANCE = 8
 """A cached prefix may be shorter by this number of tokens than the common beginning: a page is not copied for fewer."""

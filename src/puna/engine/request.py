@@ -40,7 +40,7 @@ class Request:
             change.
         salt: requests share cached prefixes only with requests of the same salt and the same adapter.
         prediction: tokens that the answer is expected to resemble: guesses for `speculate`, without other effects.
-        explains_prefix: whether an event says why the prefix cache did not have all of the prompt.
+        explains_prefix: whether an event contains the reason why the prefix cache did not contain the complete prompt.
         priority: of the waiting requests, those with the lowest number run first.
         candidate: number of the answer, among several answers to one prompt; each number draws other random numbers
             from the same seed.
@@ -139,7 +139,7 @@ class PrefixMiss:
     Attributes:
         reason: "empty": no recent sequence begins with the prompt's first token. "adapter", "salt": only sequences with
             another adapter or salt do. "input": the token at `position` differs. "end": the most similar sequence ends
-            at `position`. "evicted": the cache has given up the pages of this sequence, or had not completed them.
+            at `position`. "evicted": the cache has reused the pages of this sequence, or they were not complete.
         position: number of tokens with which both the prompt and the most similar sequence begin.
         token: the prompt's token there.
         other: the token of the sequence there; None unless the reason is "input".

@@ -1,7 +1,7 @@
 """`Statistics`: numbers of an engine at one moment. `Counters`: the sums that the engine adds to.
 
-Any thread may take a snapshot while the stepping thread runs: it reads integers and copies small containers, both of
-which Python does without interruption, and takes no lock.
+Any thread may take a snapshot while the stepping thread runs, without a lock: reading an integer and copying a small
+container are operations that Python does not interrupt.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ class Statistics:
         preemptions: number of times that a request has lost its pages.
         evictions: number of pages of cached prefixes that were reused.
         drafts, draft_tokens, accepted_tokens: numbers of steps with guesses, of guesses, and of right guesses.
-        accepted_prediction_tokens, rejected_prediction_tokens: tokens of predictions that the answers had, and others.
-        mask_seconds: time in which the tokens that grammars allow were computed.
+        accepted_prediction_tokens, rejected_prediction_tokens: numbers of tokens of predictions that the answers
+            contain, and that they do not contain.
+        mask_seconds: time spent on computing the tokens that grammars allow.
         steps: number of steps by their number of tokens.
         disk_hits, disk_bytes, disk_evictions, disk_rejects: pages that were read from the disk, bytes that were written
             to it, files that were removed to limit their size, and files that were damaged.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Item = TypeVar("Item")
 
 _MAX_THREADS = 16
-"""More threads would not be faster, since memory bandwidth is the limit, and each needs temporary arrays."""
+"""More threads would not be faster, since memory bandwidth is the limit. Each thread also needs temporary arrays."""
 
 
 VALUES_AT_ONCE = 1 << 19

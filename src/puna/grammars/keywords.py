@@ -1,4 +1,4 @@
-"""The keyword of a JSON schema that an error of llguidance is about."""
+"""Finds the keyword of a JSON schema to which an error of llguidance refers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON schemas as llguidance reads them: equal schemas, without annotations and keywords that have no effect."""
+"""Rewrites JSON schemas for llguidance: removes annotations and keywords without effect, and keeps the meaning."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def make_plan(
     try:
         compile_rules(changed)
     except RuleError:
-        compile_rules(options)  # an error of the format of the text is reported as one
+        compile_rules(options)  # if the rule of the text is the cause, the error must not name a tool
         functions, ignored = _supported(tools.functions)
         changed = _with_grammar(options, replace(tools, functions=functions), form, rule)
         compile_rules(changed)

@@ -144,7 +144,7 @@ def set_truncation_and_padding(
 ) -> None:
     """Sets truncation and padding of the pipeline itself, for code that calls `backend_tokenizer`.
 
-    A call of the tokenizer removes them, as in transformers, and does both by its own arguments.
+    As in transformers, a call of the tokenizer removes these settings; the arguments of the call replace them.
     """
     if truncation_strategy == "do_not_truncate":
         self._tokenizer.no_truncation()

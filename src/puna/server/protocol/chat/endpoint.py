@@ -135,7 +135,7 @@ class _Chunks:
         yield DONE
 
     def _is_visible(self, update: Update) -> bool:
-        """Returns whether an update needs a chunk; tokens of calls have no text, and may need none."""
+        """Returns whether an update needs a chunk. Tokens of calls, which have no text, need one only if requested."""
         values = self.call.values
         return not isinstance(update, TextDelta) or bool(
             update.text or values["logprobs"] or values["return_token_ids"]

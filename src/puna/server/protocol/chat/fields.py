@@ -29,7 +29,7 @@ TOOL_CALL = Tagged({
               required=True),
         Field("function", Table("CalledFunction", (
             Field("name", Text(1, 512), HONOURED, "name of the function", required=True),
-            Field("arguments", Text(), HONOURED, "its arguments as JSON", required=True),
+            Field("arguments", Text(), HONOURED, "arguments of the call as JSON", required=True),
         )), HONOURED, "the call", required=True),
     )),
 }, default="function", refused={"custom": "use a function"})  # fmt: skip
@@ -50,8 +50,8 @@ MESSAGE = Table("Message", (
 
 FUNCTION = Table("Function", (
     Field("name", Text(1, 128), HONOURED, "name of the function", required=True),
-    Field("description", Text(), HONOURED, "what it does, for the model"),
-    Field("parameters", Map(), HONOURED, "JSON schema of its arguments"),
+    Field("description", Text(), HONOURED, "what the function does, for the model"),
+    Field("parameters", Map(), HONOURED, "JSON schema of the arguments"),
     Field("strict", Boolean(), HONOURED, "refuse a schema with unsupported keywords instead of ignoring them", False),
 ))  # fmt: skip
 
@@ -60,7 +60,7 @@ TOOL = Tagged(
     refused={"custom": "describe the tool as a function"},
 )  # fmt: skip
 
-_NAMED = Table("NamedFunction", (Field("name", Text(1, 128), HONOURED, "its name", required=True),))
+_NAMED = Table("NamedFunction", (Field("name", Text(1, 128), HONOURED, "name of the function", required=True),))
 
 _NAMED_TOOL = Table("NamedTool", (Field("function", _NAMED, HONOURED, "the function to call", required=True),))
 
