@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -268,7 +269,7 @@ def test_caching_does_not_change_tokens_beyond_the_original_context_with_dynamic
 
 INVALID_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"num_return_sequences": 2}, "num_return_sequences is 2.*do_sample"),
-    ({"temperature": -1.0}, "temperature is -1.0"),
+    ({"temperature": -1.0, "do_sample": True}, "temperature is -1.0"),
     ({"attention_mask": torch.ones(3, 6)}, r"\(3, 6\).*each of 2 prompts"),
     ({"input_ids": IDS}, "given twice"),
     ({"inputs_embeds": torch.zeros(3, 6, 48)}, "2 rows of ids and 3 of inputs_embeds"),
@@ -277,7 +278,8 @@ INVALID_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"token_healing": True}, "token_healing is True"),
     ({"max_new_token": 4}, "no argument 'max_new_token'.*did you mean 'max_new_tokens'"),
     ({"temprature": 0.4}, "did you mean 'temperature'"),
-    ({"streamer": object(), "num_beams": 2}, "streamer cannot be used with beam search"),
+    ({"streamer": object()}, "streamer is .*must have put and end"),
+    ({"streamer": Mock(spec=["put", "end"]), "num_beams": 2}, "streamer cannot be used with beam search"),
     ({"generation_config": 3}, "generation_config is 3"),
 ]
 
