@@ -42,8 +42,15 @@ class _Recorder:
         self._file.close()
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects tests by their markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects the tests that need SHARED where it is absent (see the fixture `shared`), and those of --leave-out."""
+    """Deselects the tests that need SHARED where it is absent (see the fixture `shared`), and those of --leave-out.
+
+    Tests with the marker `soak` get `slow` as well.
+    """
+    for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker("slow")
     file = config.getoption("--leave-out")
     names = set(Path(file).read_text(encoding="utf-8").splitlines()) if file else set()
     removed = [item for item in items if item.nodeid in names or (_needs_shared(item) and not SHARED.is_dir())]
