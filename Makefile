@@ -124,7 +124,7 @@ SANITIZE := -DPUNA_SANITIZE
 sanitize-address: $(VENV)/.build
 	$(call build,sanitize-address,$(SANITIZE)=address$(COMMA)undefined,schedules kernels)
 	UBSAN_OPTIONS=halt_on_error=1 build/sanitize-address/schedules quick
-	UBSAN_OPTIONS=halt_on_error=1 build/sanitize-address/kernels
+	UBSAN_OPTIONS=halt_on_error=1 build/sanitize-address/kernels quick
 
 # setarch -R: some systems randomise addresses more widely than the thread sanitizer supports.
 sanitize-thread: $(VENV)/.build
