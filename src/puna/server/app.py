@@ -55,11 +55,9 @@ class _App(FastAPI):
     """FastAPI, whose own middleware answers unexpected errors, inside the middleware of `puna.server.guard`."""
 
     def __init__(self, service: Service, settings: ServerSettings) -> None:
-        self._settings, self._policy, self._observe = (
-            settings,
-            make_policy(settings, page_files()),
-            service.observer.responded,
-        )
+        self._settings = settings
+        self._policy = make_policy(settings, page_files())
+        self._observe = service.observer.responded
         super().__init__(title="puna", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
 
     def openapi(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,9 @@ from puna.server.protocol.endpoint import Call
 from puna.server.protocol.fields import Values
 from puna.server.protocol.logprobs import token_text
 from puna.server.service import Service
+
+DONE = b"data: [DONE]\n\n"
+"""The last event of a stream."""
 
 
 @dataclass
@@ -98,6 +102,43 @@ def call_usage(call: Call, running: Running) -> dict[str, Any]:
             },
         }  # fmt: skip
     return document
+
+
+def head_of(call: Call, generation: Generation, prefix: str, kind: str) -> dict[str, Any]:
+    """Returns the fields with which the response and each chunk of a stream begin.
+
+    Args:
+        prefix: the beginning of the identifier.
+        kind: the value of `object`.
+    """
+    return {
+        "id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()),
+        "model": call.values["model"], "system_fingerprint": call.service.fingerprint(generation.adapter),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StreamUsage:
+    """The numbers of tokens in the chunks of a stream, as `stream_options` requests them."""
+
+    call: Call
+    running: Running
+
+    @property
+    def ends_stream(self) -> bool:
+        """Whether a chunk without choices, which has the numbers, ends the stream."""
+        return bool(self._options.get("include_usage"))
+
+    def fields(self, *, is_last: bool = False) -> dict[str, Any]:
+        """Returns the field `usage` of a chunk: the numbers, null, or no field."""
+        is_in_every_chunk = bool(self._options.get("continuous_usage_stats"))
+        if not (self.ends_stream or is_in_every_chunk):
+            return {}
+        return {"usage": call_usage(self.call, self.running) if is_last or is_in_every_chunk else None}
+
+    @property
+    def _options(self) -> Mapping[str, Any]:
+        return self.call.values["stream_options"] or {}
 
 
 @dataclass

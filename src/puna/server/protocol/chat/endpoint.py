@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,13 +23,22 @@ from puna.server.generation import (
 )
 from puna.server.protocol.chat.fields import CHAT
 from puna.server.protocol.chat.request import read_generation
-from puna.server.protocol.choices import Choice, Timings, call_usage, collect, finish_reason, prompt_logprobs, start
+from puna.server.protocol.choices import (
+    DONE,
+    Choice,
+    StreamUsage,
+    Timings,
+    call_usage,
+    collect,
+    finish_reason,
+    head_of,
+    prompt_logprobs,
+    start,
+)
 from puna.server.protocol.endpoint import Call, add_endpoint
 from puna.server.protocol.logprobs import entries_of
 from puna.server.protocol.schemas import CHAT_COMPLETION
 from puna.server.service import Service
-
-DONE = b"data: [DONE]\n\n"
 
 
 def router(service: Service) -> APIRouter:
@@ -47,15 +55,11 @@ async def _answer(call: Call) -> Response:
     values, timings = call.values, Timings()
     generation = read_generation(call)
     running = await start(call, generation)
-    head = {
-        "id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()),
-        "model": values["model"], "system_fingerprint": call.service.fingerprint(generation.adapter),
-    }  # fmt: skip
+    head = head_of(call, generation, "chatcmpl", "chat.completion.chunk" if values["stream"] else "chat.completion")
     if values["service_tier"] is not None:
         head["service_tier"] = "default"
     echoed = _continued_text(generation) if values["echo"] else ""
     if values["stream"]:
-        head["object"] = "chat.completion.chunk"
         chunks = _Chunks(call, running, head, echoed, timings)
         return EventStream(chunks.encoded(), call.service.settings, cancel=running.cancel, headers=call.headers)
     choices = await collect(running, generation.sequences)
@@ -122,16 +126,14 @@ class _Chunks:
 
     async def encoded(self) -> AsyncIterator[bytes]:
         """Yields the chunks as events."""
-        options = self.call.values["stream_options"] or {}
-        self.shows_usage = bool(options.get("include_usage"))
-        self.counts_always = bool(options.get("continuous_usage_stats"))
+        usage = StreamUsage(self.call, self.running)
         async for update in self.running:
             if isinstance(update, PrefillProgress):
-                yield self._encode([], prompt_progress=self._progress(update))
+                yield self._encode([], **usage.fields(), prompt_progress=self._progress(update))
             elif self._is_visible(update):
-                yield self._encode([self._choice(update)])
-        if self.shows_usage:
-            yield self._encode([], is_last=True)
+                yield self._encode([self._choice(update)], **usage.fields())
+        if usage.ends_stream:
+            yield self._encode([], **usage.fields(is_last=True))
         yield DONE
 
     def _is_visible(self, update: Update) -> bool:
@@ -174,11 +176,8 @@ class _Chunks:
             "total": update.total, "cache": update.cached, "processed": update.done, "time_ms": round(milliseconds),
         }  # fmt: skip
 
-    def _encode(self, choices: list[dict[str, Any]], *, is_last: bool = False, **extra: Any) -> bytes:
+    def _encode(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
         document: dict[str, Any] = {**self.head, "choices": choices, **extra}
-        if self.shows_usage or self.counts_always:
-            is_shown = is_last or self.counts_always
-            document["usage"] = call_usage(self.call, self.running) if is_shown else None
         if self.is_first and choices:
             self.is_first = False
             document |= _prompt_fields(self.call, self.running)

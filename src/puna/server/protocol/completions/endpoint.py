@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -16,10 +14,13 @@ from puna.server.events import EventStream, data
 from puna.server.generation import Finished, Generation, Running, TextDelta
 from puna.server.protocol.answer_format import read_format
 from puna.server.protocol.choices import (
+    DONE,
     Choice,
+    StreamUsage,
     call_usage,
     collect,
     finish_reason,
+    head_of,
     prompt_logprobs,
     shared_arguments,
     start,
@@ -30,8 +31,6 @@ from puna.server.protocol.logprobs import token_text
 from puna.server.protocol.sampling import read_options
 from puna.server.protocol.schemas import TEXT_COMPLETION
 from puna.server.service import Service
-
-DONE = b"data: [DONE]\n\n"
 
 
 def router(service: Service) -> APIRouter:
@@ -48,10 +47,7 @@ async def _answer(call: Call) -> Response:
     values = call.values
     generation = _read_generation(call)
     running = await start(call, generation)
-    head = {
-        "id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
-        "model": values["model"], "system_fingerprint": call.service.fingerprint(generation.adapter),
-    }  # fmt: skip
+    head = head_of(call, generation, "cmpl", "text_completion")
     writer = _Writer(call, running, [generation.prompt, *generation.more_prompts])
     if values["stream"]:
         chunks = _chunks(call, running, head, writer)
@@ -186,19 +182,12 @@ class _Writer:
 
 
 async def _chunks(call: Call, running: Running, head: Mapping[str, Any], writer: _Writer) -> AsyncIterator[bytes]:
-    options = call.values["stream_options"] or {}
-    shows_usage, counts_always = options.get("include_usage"), options.get("continuous_usage_stats")
-
-    def usage(is_last: bool) -> dict[str, Any]:
-        if not (shows_usage or counts_always):
-            return {}
-        return {"usage": call_usage(call, running) if is_last or counts_always else None}
-
+    usage = StreamUsage(call, running)
     async for update in running:
         if isinstance(update, TextDelta):
-            yield data({**head, "choices": [writer.part(update)], **usage(False)})
+            yield data({**head, "choices": [writer.part(update)], **usage.fields()})
         elif isinstance(update, Finished):
-            yield data({**head, "choices": [writer.end(update)], **usage(False)})
-    if shows_usage:
-        yield data({**head, "choices": [], **usage(True)})
+            yield data({**head, "choices": [writer.end(update)], **usage.fields()})
+    if usage.ends_stream:
+        yield data({**head, "choices": [], **usage.fields(is_last=True)})
     yield DONE
