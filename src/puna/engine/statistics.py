@@ -29,7 +29,7 @@ class Counters:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Numbers of an engine. All except the first ones are sums since its start.
+    """Numbers of an engine. Those up to `cached_pages` describe this moment; the others are sums since its start.
 
     Attributes:
         running, waiting: numbers of requests.

@@ -133,7 +133,7 @@ class Service:
     def fingerprint(self, adapter: str | None) -> str:
         """Returns the fingerprint of the build, the weights, the adapter and the instruction set.
 
-        Equal fingerprints, requests and seeds give equal answers, bit for bit.
+        With the native backend, equal fingerprints, requests and seeds give equal answers, bit for bit.
         """
         if adapter not in self._fingerprints:
             loaded = self.llm._adapters.loaded(adapter)
