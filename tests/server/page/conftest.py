@@ -13,7 +13,7 @@ from tests.server.page.browser import Person
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop runs until the fixture ends, and other modules start their own
 def browser() -> Iterator[Any]:
     """Yields a browser without windows."""
     api = pytest.importorskip("playwright.sync_api", reason="`make test-page` installs playwright")
