@@ -18,22 +18,30 @@ def aimed_interrupts(seed: int, most: float) -> Iterator[Callable[[Callable[[], 
     time: Python would ignore an interrupt inside them.
     """
     source = random.Random(seed)
-    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    callbacks = gc.callbacks[:]
-    gc.callbacks.clear()
+    armed = False
 
-    def attempt(call: Callable[[], object]) -> None:
-        signal.setitimer(signal.ITIMER_REAL, source.uniform(1e-6, most))
-        call()
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    def handle(signal_number: int, frame: object) -> None:
+        nonlocal armed
+        if armed:  # the system may deliver the signal to another thread, after the call has ended
+            armed = False
+            raise KeyboardInterrupt
 
     def interrupt(call: Callable[[], object]) -> bool:
+        nonlocal armed
         try:
-            attempt(call)
+            armed = True
+            signal.setitimer(signal.ITIMER_REAL, source.uniform(1e-6, most))
+            call()
+            armed = False
         except KeyboardInterrupt:
             return True
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         return False
 
+    previous = signal.signal(signal.SIGALRM, handle)
+    callbacks = gc.callbacks[:]
+    gc.callbacks.clear()
     try:
         yield interrupt
     finally:
