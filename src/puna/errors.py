@@ -45,6 +45,10 @@ class RequestError(PunaError):
     """A generation request is too long, or an option is out of range or not supported."""
 
 
+class DataError(PunaError):
+    """Training data cannot be read or used; the message names the file, the line and the remedy."""
+
+
 class RuleError(RequestError):
     """A schema, an expression or a grammar for answers is invalid, not supported, or too large."""
 
