@@ -23,7 +23,15 @@ NAMES = {name: text for commands in COMMANDS.values() for name, (_, text) in com
 
 def callback(name: str):
     """Returns the function of a subcommand."""
-    return typer.main.get_command(app).commands[name].callback
+    return find_command(name).callback
+
+
+def find_command(name: str):
+    """Returns a command, such as "generate", or of a group, such as "train sft"."""
+    command = typer.main.get_command(app)
+    for word in name.split():
+        command = command.commands[word]
+    return command
 
 
 def fields(name: str) -> list[str]:
@@ -55,7 +63,7 @@ def test_the_table_of_contents_has_the_first_sentences_of_the_help():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_help_page_has_examples_and_the_common_options(name):
-    page = run(name, "--help").stdout
+    page = run(*name.split(), "--help").stdout
     for part in ("Examples:", "--json", "-q, --quiet", "-v, --verbose", "Fields of --json:"):
         assert part in page
     for line in callback(name).examples:
@@ -64,7 +72,7 @@ def test_every_help_page_has_examples_and_the_common_options(name):
 
 
 def option_names(name: str) -> set[str]:
-    return {option for param in typer.main.get_command(app).commands[name].params for option in param.opts}
+    return {option for param in find_command(name).params for option in param.opts}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,11 +84,11 @@ def test_examples_use_existing_options(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_values_of_options_are_described_in_plain_english(name):
-    page = " ".join(run(name, "--help").stdout.split())
+    page = " ".join(run(*name.split(), "--help").stdout.split())
     assert not re.search(r"<(int|float|str|path)\b|range|x[<>]=", page)
     if "--threads" in page:
         assert "[from 1 to 256]" in page
-    for param in typer.main.get_command(app).commands[name].params:
+    for param in find_command(name).params:
         assert "IntRange" not in repr(param.type) and param.type.name not in ("int", "float"), "use options.number"
 
 

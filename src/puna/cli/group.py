@@ -43,7 +43,13 @@ COMMANDS = {
         "perplexity": ("measure.perplexity:perplexity", "Measure the perplexity of a model on a text."),
     },
 }
-"""For each heading: name, "module:function" below `puna.cli`, and the first sentence of the function's docstring."""
+"""For each heading: name, "module:function" below `puna.cli`, and the first sentence of the function's docstring.
+
+A name of two words is a command of a group: `train sft` is the command `sft` of the group `train`.
+"""
+
+GROUPS: dict[str, str] = {"train": "Train a model, or an adapter of a model, on your own data."}
+"""The groups of commands, each with its help."""
 
 _TARGETS = {name: target for commands in COMMANDS.values() for name, (target, _) in commands.items()}
 
@@ -101,30 +107,62 @@ def _flag(short: str, name: str, text: str) -> TyperOption:
 
 
 class _Commands(MutableMapping[str, Any]):
-    """Commands by name; a command's module is imported when the command is first looked up."""
+    """Commands by name; a command's module is imported when the command is first looked up.
 
-    def __init__(self) -> None:
-        self._loaded: dict[str, Any] = {}
+    Args:
+        group: name of the group that contains the commands; "" for the commands of `puna` itself.
+    """
+
+    def __init__(self, group: str = "") -> None:
+        self._prefix = f"{group} " if group else ""
+        names = (name.removeprefix(self._prefix) for name in _TARGETS if name.startswith(self._prefix))
+        self._commands: dict[str, Any] = dict.fromkeys(name.split()[0] for name in names)
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._loaded:
-            module, _, function = _TARGETS[name].partition(":")
-            app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-            app.command(name, cls=Command)(getattr(importlib.import_module(f"puna.cli.{module}"), function))
-            self._loaded[name] = get_command(app)
-        return self._loaded[name]
+        if self._commands[name] is None:
+            self._commands[name] = _load(self._prefix + name, name)
+        return self._commands[name]
 
     def __setitem__(self, name: str, command: Any) -> None:
-        self._loaded[name] = command
+        self._commands[name] = command
 
     def __delitem__(self, name: str) -> None:
-        del self._loaded[name]
+        del self._commands[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_TARGETS)
+        return iter(self._commands)
 
     def __len__(self) -> int:
-        return len(_TARGETS)
+        return len(self._commands)
+
+
+def _load(full_name: str, name: str) -> Any:
+    """Returns a group, or imports the module of a command and returns the command."""
+    if full_name in GROUPS:
+        return _SubGroup(full_name)
+    module, _, function = _TARGETS[full_name].partition(":")
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(name, cls=Command)(getattr(importlib.import_module(f"puna.cli.{module}"), function))
+    return get_command(app)
+
+
+class _SubGroup(TyperGroup):
+    """A group of commands, such as `puna train`; without a command it prints its help."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, help=GROUPS[name], no_args_is_help=True, rich_markup_mode=None)
+        self.commands = _Commands(name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes the commands of the group."""
+        texts = {name: text for commands in COMMANDS.values() for name, (_, text) in commands.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, texts[f"{self.name} {name}"].removesuffix(".")) for name in self.commands])
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Writes where the options are described."""
+        formatter.write_paragraph()
+        formatter.write_text(f"puna {self.name} COMMAND --help shows the options of a command, with examples.")
 
 
 class CommandGroup(TyperGroup):
