@@ -1,0 +1,1 @@
+"""Forward passes with gradients: `base` is their interface."""

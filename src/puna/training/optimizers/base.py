@@ -1,0 +1,45 @@
+"""`Optimizer`: changes trainable parameters by their gradients."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Optimizer(ABC):
+    """An optimizer of named float32 parameters, which reads their `.grad`.
+
+    A new optimizer is a file with a subclass, and a row in the table `OPTIMIZERS`. Constructors have the arguments
+    (parameters, settings).
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+
+    @abstractmethod
+    def step(self, learning_rate: float, scale: float = 1.0) -> None:
+        """Changes the parameters, using gradients times `scale` (clipping)."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Returns the optimizer's state by name, such as "exp_avg.NAME"; the loop saves it with the parameters."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restores a state exactly."""
+
+    def gradient_norm(self) -> float:
+        """Returns the Euclidean norm of all gradients, summed in float64."""
+        squares = [
+            parameter.grad.double().square().sum()
+            for parameter in self.parameters.values()
+            if parameter.grad is not None
+        ]
+        return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
+    def zero_gradients(self) -> None:
+        """Removes all gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None

@@ -1,0 +1,10 @@
+"""The settings of a training run: every option with its type, default, description and limits, and their TOML file.
+
+One file per group of options. A new option is one line in the class of its group; the signature and docstring of
+`puna.train`, the options of the command, the checks and the TOML file follow from it.
+"""
+
+from puna.training.settings.all import GROUPS, TrainingSettings
+from puna.training.settings.toml import read_settings, settings_text
+
+__all__ = ["GROUPS", "TrainingSettings", "read_settings", "settings_text"]

@@ -1,0 +1,36 @@
+"""Options of every run: the model, the data, the length of the training, and where the result is saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from puna.training.settings.option import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """The model, the data, the length of the training, and the files of the result."""
+
+    model: str = option("", "the model to train: a local path, or owner/name on the hub")
+    data: tuple[str, ...] | str | None = option(None, "files, folders or hub data sets with the training data")
+    task: str = option("sft", "what is learned: sft, classify or pretrain")
+    method: str = option("lora", "what trains: full, lora, ia3, prompt, prefix, ...")
+    output: str | None = option(None, "folder of the result; by default runs/MODEL-TASK-METHOD, numbered if it exists")
+    overwrite: bool = option(False, "replace an earlier result in the output folder")
+    resume: bool = option(False, "continue the unfinished run in the output folder")
+    seed: int = option(0, "of the order of the data, new parameters and dropout", at_least=0, below=2**63)
+    dtype: Literal["bfloat16", "float32"] = option(
+        "bfloat16", "type of the frozen weights and of the products; trained parameters are float32"
+    )
+    steps: int | None = option(None, "number of optimizer steps; by default what the epochs need", at_least=1)
+    epochs: float | None = option(None, "passes over the data; 3 without steps", above=0)
+    batch_size: int = option(8, "documents of one optimizer step", at_least=1)
+    micro_batch_tokens: int = option(
+        2048, "tokens of one forward pass at most (one document at least); limits memory, never changes the result",
+        at_least=1,
+    )  # fmt: skip
+    max_length: int = option(1024, "tokens of a document at most", at_least=2)
+    threads: int | None = option(None, "processor threads; by default one per core", at_least=1)
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
+    forward: Literal["auto", "fused", "reference"] = option("auto", "implementation of the forward and backward pass")
