@@ -49,9 +49,8 @@ def test_a_saved_folder_is_the_same_adapter(tmp_path, case):
     adapter = read(tmp_path / "adapter", case)
     assert save_adapter(adapter, tmp_path / "saved") == []
     assert_equal(open_adapter(tmp_path / "saved", base_config(CASES[case][0])), adapter)
-    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
-        "adapter_config.json", "adapter_model.safetensors"
-    ]  # fmt: skip
+    names = ["adapter_config.json", "adapter_model.safetensors"] + ["config.json"] * (adapter.head == "classification")
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == names
 
 
 @pytest.mark.oracle
@@ -154,3 +153,30 @@ def test_mixtures_that_peft_does_not_have_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="13 of the model's 14 biases"):
         save_adapter(dataclasses.replace(biases, replaced=replaced), tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("case", ["classes", "prompt_classes"])
+def test_names_of_labels_are_saved_with_the_adapter_of_a_classifier(tmp_path, case):
+    adapter = read(tmp_path / "adapter", case)
+    names = {index: f"kind {index}" for index in range(adapter.config.num_labels)}
+    settings = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    config = type(adapter.config).from_dict(
+        adapter.config.to_dict(), **settings, problem_type="multi_label_classification"
+    )
+    save_adapter(dataclasses.replace(adapter, config=config), tmp_path / "saved")
+    base = base_config(CASES[case][0])
+    result = open_adapter(tmp_path / "saved", base).config
+    assert result.id2label == names and result.problem_type == "multi_label_classification"
+    transformers = pytest.importorskip("transformers")
+    loaded = transformers.AutoConfig.from_pretrained(tmp_path / "saved")
+    assert loaded.id2label == names and loaded.problem_type == "multi_label_classification"
+    (tmp_path / "saved" / "config.json").unlink()
+    assert open_adapter(tmp_path / "saved", base).config.id2label == base.id2label
+
+
+def test_names_for_another_number_of_labels_are_refused(tmp_path):
+    adapter = read(tmp_path / "adapter", "classes")
+    save_adapter(adapter, tmp_path / "saved")
+    (tmp_path / "saved" / "config.json").write_text('{"id2label": {"0": "a", "1": "b", "2": "c", "3": "d", "4": "e"}}')
+    with pytest.raises(CheckpointError, match=r"config\.json: id2label has 5 labels, but the head of the adapter has"):
+        open_adapter(tmp_path / "saved", base_config("classes"))

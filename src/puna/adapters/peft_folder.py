@@ -20,12 +20,14 @@ from puna.checkpoint.names import EMBEDDING, HEAD, SCORE
 from puna.checkpoint.weight import RowSource
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
-from puna.files import has_file
+from puna.files import has_file, read_json
 from puna.formats.blocks import StoredTensor
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
 PROMPT = "prompt_embeddings"
+MODEL_CONFIG = "config.json"
+"""The configuration of the adapted model: next to the adapter of a classifier, it has the names of the labels."""
 _SHOWN = 5
 """Maximum number of names in an error."""
 
@@ -44,6 +46,8 @@ def open_peft_folder(folder: Path, config: LlamaConfig) -> Adapter:
         tensors = _relative_names(open_tensor_file(file))
         head: HeadKind = "classification" if settings.get("task_type") == "SEQ_CLS" or SCORE in tensors else "lm"
         config = _adapted_config(config, tensors)
+        if head == "classification":
+            config = _named_labels(folder / MODEL_CONFIG, config)
         if kind in ("prompt", "prefix"):
             adapter = _read_prompt(folder, kind, settings, config, head, tensors)
         else:
@@ -98,6 +102,27 @@ def _adapted_config(config: LlamaConfig, tensors: Mapping[str, StoredTensor]) ->
                 "save the adapter with save_embedding_layers=True"
             )
     return LlamaConfig.from_dict(config.to_dict(), **changes) if changes else config
+
+
+def _named_labels(path: Path, config: LlamaConfig) -> LlamaConfig:
+    """Returns the configuration with the labels and the problem of the adapted model's configuration, if it exists.
+
+    PEFT stores neither; without the file, the labels have the base model's names or numbers.
+    """
+    if not has_file(path, CheckpointError):
+        return config
+    content = read_json(path, CheckpointError)
+    names = ("id2label", "label2id", "problem_type")
+    changes = {name: content[name] for name in names if content.get(name) is not None}
+    if not changes:
+        return config
+    adapted = LlamaConfig.from_dict(config.to_dict(), **changes)
+    if adapted.num_labels != config.num_labels:
+        raise CheckpointError(
+            f"{path}: id2label has {adapted.num_labels} labels, but the head of the adapter has {config.num_labels}; "
+            f"use the {path.name} that was saved with the adapter, or delete it"
+        )
+    return adapted
 
 
 def _read_prompt(

@@ -1,6 +1,7 @@
 """Writes an adapter as a folder that PEFT 0.15 and later reads: adapter_config.json and adapter_model.safetensors.
 
-Modules are listed by their complete names. Only settings that differ from PEFT's defaults are written.
+Modules are listed by their complete names. Only settings that differ from PEFT's defaults are written. The adapter of a
+classifier also gets the config.json of the adapted model, which has the names of the labels.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from puna.adapters.adapter import Adapter, LowRank
 from puna.adapters.peft_config import CONFIG
-from puna.adapters.peft_folder import PREFIX, PROMPT, WEIGHTS
+from puna.adapters.peft_folder import MODEL_CONFIG, PREFIX, PROMPT, WEIGHTS
 from puna.adapters.slots import model_tensors
 from puna.checkpoint.names import EMBEDDING, HEAD
 from puna.errors import CheckpointError
@@ -30,6 +31,7 @@ from puna.formats.safetensors import write_safetensors
 _METHODS = {
     "lora": "LORA", "ia3": "IA3", "tokens": "TRAINABLE_TOKENS", "prompt": "PROMPT_TUNING", "prefix": "PREFIX_TUNING",
 }  # fmt: skip
+_CLASSIFIER = "LlamaForSequenceClassification"
 
 
 def write_peft_folder(adapter: Adapter, folder: Path) -> None:
@@ -44,7 +46,11 @@ def write_peft_folder(adapter: Adapter, folder: Path) -> None:
     with storage_errors(folder), temporary_staging(folder) as staging:
         write_json(staging / CONFIG, settings)
         write_safetensors(staging / WEIGHTS[0], tensors, {"format": "pt"})
-        replace_files(staging, folder, [CONFIG, WEIGHTS[0]], outdated=WEIGHTS[1:])
+        names = [CONFIG, WEIGHTS[0]]
+        if adapter.head == "classification":
+            write_json(staging / MODEL_CONFIG, adapter.config.to_diff_dict() | {"architectures": [_CLASSIFIER]})
+            names.insert(0, MODEL_CONFIG)
+        replace_files(staging, folder, names, outdated=WEIGHTS[1:])
 
 
 def _module(name: str) -> str:
