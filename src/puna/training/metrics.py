@@ -53,8 +53,8 @@ def f1_scores(correct: Ints, predicted: Ints, actual: Ints) -> Floats:
 def roc_curve(targets: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
     """Returns (false positive rates, true positive rates) at all thresholds, from (0, 0) to (1, 1).
 
-    Points after the first that are on a straight line between their neighbours are left out. Without a positive or a negative text, the rates of
-    that kind are NaN.
+    Points after the first that are on a straight line between their neighbours are left out. Without a positive or a
+    negative text, the rates of that kind are NaN.
     """
     ranking = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.diff(scores[ranking], append=np.nan) != 0)  # ties share a threshold
