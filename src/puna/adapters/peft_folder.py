@@ -116,7 +116,7 @@ def _named_labels(path: Path, config: LlamaConfig) -> LlamaConfig:
     changes = {name: content[name] for name in names if content.get(name) is not None}
     if not changes:
         return config
-    adapted = LlamaConfig.from_dict(config.to_dict(), **changes)
+    adapted: LlamaConfig = LlamaConfig.from_dict(config.to_dict(), **changes)
     if adapted.num_labels != config.num_labels:
         raise CheckpointError(
             f"{path}: id2label has {adapted.num_labels} labels, but the head of the adapter has {config.num_labels}; "
