@@ -1,8 +1,12 @@
-"""Memory that this process can still allocate. A model that needs more is rejected before its weights are read."""
+"""Memory that this process uses, and memory that it can still allocate.
+
+A model that needs more is rejected before its weights are read.
+"""
 
 from __future__ import annotations
 
 import resource
+import sys
 from pathlib import Path
 
 from puna.errors import BackendError, show_bytes
@@ -25,6 +29,25 @@ def available_memory() -> int | None:
     except (OSError, StopIteration):
         return None
     return min([int(kibibytes) * 1024, *_available_in_groups(), *_available_in_process()])
+
+
+def resident_memory() -> int:
+    """Returns the memory of this process in bytes: the resident set on Linux, elsewhere its maximum so far."""
+    try:
+        pages = int((_PROC / "self" / "statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return peak_memory()
+    return pages * resource.getpagesize()
+
+
+def peak_memory() -> int:
+    """Returns the maximum memory of this process so far, in bytes."""
+    try:
+        lines = (_PROC / "self" / "status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0) * 1024
 
 
 def cache_pages(weights: int, requested: int, page_bytes: int) -> int:

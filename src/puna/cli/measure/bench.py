@@ -73,6 +73,7 @@ def bench(
 
     from puna import benchmark
     from puna.native.measure import measure_machine
+    from puna.native.memory import peak_memory
 
     lengths, contexts = _numbers("--prefill", prefill), _numbers("--context", context)
     sequences = _numbers("--batch", batch)
@@ -88,13 +89,13 @@ def bench(
         note(f"skipped: {_name(work)} {reason}")
     if not works:
         raise RequestError("nothing is left to measure; choose shorter prompts and contexts")
-    peak = _peak_memory()
+    peak = peak_memory()
     note(f"Measuring {len(works)} workloads {repeat} times.")
     other_programs = OtherPrograms()
     before = measure_machine(threads)
     _reset_peak()
     samples = _measure(native, works, repeat)
-    peak = max(peak, _peak_memory())
+    peak = max(peak, peak_memory())
     speed = mean_speed(before, measure_machine(threads))
     results = [
         benchmark.Result(work, tuple(speeds), _share(speeds, benchmark.limit(native, speed, work)))
@@ -204,20 +205,6 @@ def _as_json(result: Result) -> dict[str, object]:
         "samples": list(result.samples),
         "limit_fraction": result.limit_fraction,
     }
-
-
-def _peak_memory() -> int:
-    """Returns the process's peak memory in bytes."""
-    import resource
-    import sys
-    from pathlib import Path
-
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = status.read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _reset_peak() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -17,6 +16,7 @@ from puna.model.checks import check_tensor, is_traced
 from puna.model.huggingface.masks import causal_mask, extended, layer_masks
 from puna.model.losses import next_token_loss
 from puna.model.quantized import PackedMatrix, dequantize_modules
+from puna.native.memory import resident_memory
 
 _DUMMY_INPUTS = [[7, 6, 0, 0, 1], [1, 2, 3, 0, 0], [0, 0, 0, 4, 5]]
 """The ids of `dummy_inputs` in transformers."""
@@ -354,19 +354,6 @@ class Information(LlamaBase):
     def is_custom_code(cls) -> bool:
         """Returns whether the class was defined outside puna."""
         return cls.is_remote_code() or not cls.__module__.startswith("puna.")
-
-
-def resident_memory() -> int:
-    """Returns the memory of the process in bytes: the resident set on Linux, else its maximum so far."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    import mmap
-
-    return pages * mmap.PAGESIZE
 
 
 def _before_forward(module: nn.Module, inputs: Any) -> None:
