@@ -215,7 +215,7 @@ def read_tiktoken(path: Path) -> Tokenizer:
     if len(vocab) != len(tokens) or not all(_to_alphabet(bytes((byte,))) in vocab for byte in range(256)):
         fault = "a token appears twice" if len(vocab) != len(tokens) else "a byte has no token"
         raise TokenizerError(f"{path}: {fault}; download the file again")
-    special = _special_tokens()
+    special = special_tokens()
     merges = merges_of(vocab, vocab)
     vocab |= {token: len(tokens) + index for index, token in enumerate(special)}
     added = [AddedToken(token, normalized=False, special=True) for token in special]
@@ -233,7 +233,7 @@ def write_tiktoken(vocab: Mapping[str, int], added: Mapping[int, str]) -> bytes 
         The bytes of the file; None if Meta's code for Llama 3 would read a different vocabulary from them.
     """
     base = {index: token for token, index in vocab.items() if index not in added}
-    special = _special_tokens()
+    special = special_tokens()
     if sorted(base) != list(range(len(base))) or sorted(added) != list(range(len(base), len(base) + RESERVED)):
         return None
     named = (0, 1, 6, 7, 9)  # BOS, EOS, the two header tokens and <|eot_id|>, which Meta's code uses by name
@@ -246,7 +246,7 @@ def write_tiktoken(vocab: Mapping[str, int], added: Mapping[int, str]) -> bytes 
     return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
 
 
-def _special_tokens() -> list[str]:
+def special_tokens() -> list[str]:
     """Returns the 256 special tokens in the order of their ids, with the names of Hugging Face's Llama 3.1 files."""
     named = {
         0: BOS, 1: EOS, 4: PAD, 6: "<|start_header_id|>", 7: "<|end_header_id|>", 8: "<|eom_id|>", 9: "<|eot_id|>",
