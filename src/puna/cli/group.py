@@ -32,6 +32,9 @@ COMMANDS = {
         ),
         "merge": ("merge:merge", "Write a model with the changes of an adapter (LoRA, DoRA, IA3) in its weights."),
     },
+    "Train": {
+        "tokenizer train": ("texts.train_tokenizer:train_tokenizer", "Train a tokenizer on text files."),
+    },
     "Inspect": {
         "inspect": ("inspect:inspect", "Show a checkpoint's format, sizes and errors without loading it."),
         "tokenize": ("texts.tokenize:tokenize", "Show the tokens of a text."),
@@ -48,7 +51,10 @@ COMMANDS = {
 A name of two words is a command of a group: `train sft` is the command `sft` of the group `train`.
 """
 
-GROUPS: dict[str, str] = {"train": "Train a model, or an adapter of a model, on your own data."}
+GROUPS: dict[str, str] = {
+    "train": "Train a model, or an adapter of a model, on your own data.",
+    "tokenizer": "Train a tokenizer.",
+}
 """The groups of commands, each with its help."""
 
 _TARGETS = {name: target for commands in COMMANDS.values() for name, (target, _) in commands.items()}
