@@ -37,6 +37,7 @@ class Block(nn.Module):
         self.wide, self.narrow = nn.Linear(WIDTH, 4 * WIDTH, bias=False), nn.Linear(4 * WIDTH, WIDTH, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Applies the block to x, (B, T, D)."""
         batch, tokens, _ = x.shape
         heads = self.qkv(self.norm1(x)).view(batch, tokens, 3, HEADS, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D / H)
         attended = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
@@ -58,6 +59,7 @@ class SmallGPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / (math.sqrt(2 * LAYERS) if residual else 1))
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Returns the mean loss of predicting `targets`, (B, T), from `ids`, (B, T)."""
         x = self.tokens(ids) + self.positions.weight[: ids.shape[1]]
         for block in self.blocks:
             x = block(x)

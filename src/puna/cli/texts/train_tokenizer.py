@@ -14,7 +14,7 @@ from puna.cli import options
 from puna.cli.terminal import command, is_watched, note, print_json, stderr_console, usage_errors
 
 if TYPE_CHECKING:
-    from puna.tokenizer.training.train import Progress, TokenizerKind
+    from puna.training.tokenizer.train import Progress, TokenizerKind
 
 
 @command(
@@ -62,8 +62,8 @@ def train_tokenizer(
     """
     from typing import cast
 
-    from puna.tokenizer.training.train import TokenizerTraining
-    from puna.tokenizer.training.train import train_tokenizer as train
+    from puna.training.tokenizer.train import TokenizerTraining
+    from puna.training.tokenizer.train import train_tokenizer as train
 
     chosen = cast("TokenizerKind", kind)
     with usage_errors():

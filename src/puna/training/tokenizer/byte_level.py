@@ -18,7 +18,7 @@ from puna.tokenizer.files.byte_level import BOS, EOS, PAD, build, pipeline_step,
 from puna.tokenizer.files.recipes import Recipe
 
 if TYPE_CHECKING:
-    from puna.tokenizer.training.train import TokenizerTraining
+    from puna.training.tokenizer.train import TokenizerTraining
 
 _RULES = "llama-bpe"
 """The name of Llama 3's pre-tokenizer in GGUF files."""

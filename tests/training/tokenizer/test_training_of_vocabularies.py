@@ -10,7 +10,7 @@ import tokenizers
 
 from puna.errors import ModelNotFoundError, TokenizerError
 from puna.tokenizer import load_tokenizer
-from puna.tokenizer.training.train import train_tokenizer
+from puna.training.tokenizer.train import train_tokenizer
 
 WORDS = [
     "llama",

@@ -19,7 +19,7 @@ from puna.tokenizer.sentencepiece.proto import PieceType, write_model
 from puna.tokenizer.slow import LlamaTokenizer
 
 if TYPE_CHECKING:
-    from puna.tokenizer.training.train import TokenizerTraining
+    from puna.training.tokenizer.train import TokenizerTraining
 
 _LLAMA2 = {
     "model_type": "bpe",

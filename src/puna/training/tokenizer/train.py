@@ -109,7 +109,7 @@ def train_tokenizer(
         raise TokenizerError(f"{folder} is a file; give a folder to save the tokenizer into")
     files = find_text_files(texts, TokenizerError)
     total = sum(file.stat().st_size for file in files)
-    module = importlib.import_module("puna.tokenizer.training." + ("byte_level" if kind == "llama3" else "pieces"))
+    module = importlib.import_module("puna.training.tokenizer." + ("byte_level" if kind == "llama3" else "pieces"))
     tokenizer: LlamaTokenizer | LlamaTokenizerFast = module.train(_blocks(files, total, progress), settings)
     if folder is not None:
         tokenizer.save_pretrained(folder)
