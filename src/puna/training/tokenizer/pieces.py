@@ -9,7 +9,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sentencepiece
 
@@ -21,7 +21,7 @@ from puna.tokenizer.slow import LlamaTokenizer
 if TYPE_CHECKING:
     from puna.training.tokenizer.train import TokenizerTraining
 
-_LLAMA2 = {
+_LLAMA2: dict[str, Any] = {
     "model_type": "bpe",
     "character_coverage": 0.99995,
     "normalization_rule_name": "identity",
