@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from types import SimpleNamespace
@@ -151,6 +152,53 @@ def test_asyncio_iterates_the_same_streams(runner):
 
     assert asyncio.run(everything()) == [list(range(count)) for count in range(1, 200)]
     assert asyncio.run(collect(5)) == list(range(5))  # in another event loop
+
+
+@pytest.mark.parametrize(("streams", "most"), [(10, 30), (64, 10)])
+def test_asyncio_is_notified_of_several_tokens_at_once_if_many_streams_run(engine, runner, monkeypatch, streams, most):
+    counts: Counter[object] = Counter()
+    monkeypatch.setattr("puna.engine.runner._set_all", lambda events: [counts.update([e]) or e.set() for e in events])
+
+    async def collect():
+        return [token async for token in runner.stream(Tokens(30))]
+
+    async def everything():
+        hold(engine)
+        tasks = [asyncio.create_task(collect()) for _ in range(streams)]
+        await asyncio.sleep(0.05)
+        engine.gate.set()
+        return await asyncio.gather(*tasks)
+
+    assert asyncio.run(everything()) == [list(range(30))] * streams
+    assert max(counts.values()) <= most
+
+
+def test_the_first_token_is_announced_at_once_if_many_streams_run(engine, runner):
+    async def collect(stream):
+        first = await stream.__anext__()
+        received.append(first)
+        return [first] + [token async for token in stream]
+
+    def step():
+        steps.append(len(received))
+        if len(steps) == 2:
+            deadline = time.monotonic() + 20
+            while len(received) < 64 and time.monotonic() < deadline:
+                time.sleep(0.001)
+
+    async def everything():
+        streams = [runner.stream(Tokens(9)) for _ in range(64)]
+        return await asyncio.gather(*map(collect, streams))
+
+    received: list[int] = []
+    steps: list[int] = []
+    hold(engine)
+    engine.on_step = step
+    released = threading.Timer(0.1, engine.gate.set)
+    released.start()
+    assert asyncio.run(everything()) == [list(range(9))] * 64
+    assert received == [0] * 64
+    assert len(steps) < 20
 
 
 def test_the_requests_of_a_batch_start_in_the_same_step(engine, runner):

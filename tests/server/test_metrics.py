@@ -112,3 +112,12 @@ def test_every_row_has_a_help_text_in_plain_words():
     for name, row in ROWS.items():
         assert row.text.endswith(".") and name == name.lower() and bool(row.buckets) == (row.kind == "histogram")
         assert list(row.buckets) == sorted(set(row.buckets))
+
+
+def test_several_values_are_counted_like_single_ones(metrics):
+    values = [0.0, 0.002, 0.0020001, 0.3, 79.9, 80, 81, 1000]
+    metrics.observe_all("inter_token_latency_seconds", values)
+    single = Metrics("tiny")
+    for number in values:
+        single.observe("inter_token_latency_seconds", number)
+    assert samples(metrics) == samples(single)

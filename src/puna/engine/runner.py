@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 _CLOSE_SECONDS = 0.001
 """Time between two checks whether the model has been freed."""
 
+STREAMS_AT_ONCE = 16
+"""Number of asyncio streams up to which each one is notified of each token.
+
+With more streams, each is notified of several tokens at once: of four with 64 streams. On two cores, the event loop
+would otherwise use a quarter of the time of the model (benchmarks/NOTES.md).
+"""
+
 _EXIT_SECONDS = 1.0
 """Maximum time that the exit of the program waits for the end of a native step, which may take longer.
 
@@ -172,6 +179,7 @@ class _Stepper:
         self.ident: int | None = None
         self._process = os.getpid()
         self._jobs: dict[int, _Job] = {}  # by the engine's ids
+        self._silent: dict[int, tuple[Group, int]] = {}  # by id(group): groups with news, and for how many steps
 
     def run(self) -> None:
         """Serves messages and steps the engine until it is told to end. The target of the thread."""
@@ -282,18 +290,35 @@ class _Stepper:
         finally:
             self.freed = True
 
-    @staticmethod
-    def _publish(messages: Iterable[tuple[Group, News]]) -> None:
-        """Sends messages to streams, and notifies each event loop once."""
+    def _publish(self, messages: Iterable[tuple[Group, News]]) -> None:
+        """Sends messages to streams, and notifies each event loop once of those that are due."""
         arrived: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
-        for group, news in messages:
-            group.outbox.put(news)
+        for group in self._send(messages):
             if group.listener is not None:
                 loop, event = group.listener
                 arrived.setdefault(loop, []).append(event)
         for loop, events in arrived.items():
             with suppress(RuntimeError):  # the event loop is closed, so that nothing can read the stream any more
                 loop.call_soon_threadsafe(_set_all, events)
+
+    def _send(self, messages: Iterable[tuple[Group, News]]) -> list[Group]:
+        """Sends messages to streams; returns the groups to notify: at the end, after some steps, and without news."""
+        touched: dict[int, tuple[Group, bool]] = {}  # by id(group): whether a request has ended
+        for group, news in messages:
+            group.outbox.put(news)
+            has_ended = touched[id(group)][1] if id(group) in touched else False
+            touched[id(group)] = group, has_ended or news.ended > 0
+        steps = 1 + len(self._jobs) // STREAMS_AT_ONCE
+        due, silent = [], self._silent
+        self._silent = {}
+        for key, (group, has_ended) in touched.items():
+            _, waited = silent.pop(key, (group, 0 if group.has_begun else steps))
+            group.has_begun = True
+            if has_ended or waited + 1 >= steps:
+                due.append(group)
+            else:
+                self._silent[key] = group, waited + 1
+        return due + [group for group, _ in silent.values()]
 
 
 def _set_all(events: Sequence[asyncio.Event]) -> None:

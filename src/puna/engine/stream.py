@@ -73,6 +73,7 @@ class Group(weakref.ref["Stream[Any]"]):
         outbox: messages to the stream.
         listener: what to notify after a message, if asyncio waits for it.
         closed: whether the stream was closed; requests that are not submitted yet then never are.
+        has_begun: whether a message has been sent; used by the stepping thread only, as are `ids`.
         ids: the engine's ids of the unfinished requests; used by the stepping thread only.
     """
 
@@ -80,6 +81,7 @@ class Group(weakref.ref["Stream[Any]"]):
     piece: Callable[[int, Any], Any] | None
     listener: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
     closed = False
+    has_begun = False
 
     def __init__(self, stream: Stream[Any], callback: Callable[[Group], None]) -> None:
         super().__init__(stream, callback)  # type: ignore[call-arg]
@@ -198,6 +200,11 @@ class Stream(Generic[Item]):
         while True:
             with suppress(Empty):
                 return self.group.outbox.get(timeout=timeout)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a piece or a message has arrived that the consumer has not read."""
+        return bool(self._pieces) or not self.group.outbox.empty()
 
     async def _arrival(self) -> None:
         """Waits for a message and reads it."""

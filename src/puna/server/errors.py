@@ -110,6 +110,9 @@ def api_error(error: BaseException, request_id: str | None = None, fields: Conta
     return ApiError(500, f"the server failed; its log has the cause{suffix}", code="internal_error")
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
 def to_json(document: Any) -> bytes:
     """Returns JSON as compact UTF-8."""
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return _ENCODER.encode(document).encode()

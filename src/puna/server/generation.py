@@ -183,6 +183,22 @@ class Running:
     def __aiter__(self) -> AsyncIterator[Update]:
         return self._best() if self._candidates[0].ranked else self._updates()
 
+    async def encoded(self, encode: Callable[[Update], bytes]) -> AsyncIterator[bytes]:
+        """Yields the encoded updates. Those that have arrived at the same time are joined, to be sent at once."""
+        joined = b""
+        try:
+            async for update in self:
+                joined += encode(update)
+                if joined and not self._stream.has_news:
+                    yield joined
+                    joined = b""
+        except Exception:
+            if joined:
+                yield joined
+            raise
+        if joined:
+            yield joined
+
     async def _updates(self) -> AsyncIterator[Update]:
         answers = [(index, answer) for index, item in enumerate(self._candidates) for answer in item.required]
         first = self._candidates[0]

@@ -6,7 +6,9 @@ text of a request becomes a label.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import collections
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -125,6 +127,13 @@ class Metrics:
         child = self._child(name, labels)
         for _ in range(count):
             child.observe(value)
+
+    def observe_all(self, name: str, values: Sequence[float]) -> None:
+        """Adds values to a histogram."""
+        child, bounds = self._child(name, {}), ROWS[name].buckets
+        for index, count in collections.Counter(bisect_left(bounds, value) for value in values).items():
+            child._buckets[index].inc(count)
+        child._sum.inc(sum(values))
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Sets a gauge. A gauge with labels keeps only the labels of the last call."""

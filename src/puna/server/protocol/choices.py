@@ -10,7 +10,7 @@ from typing import Any
 
 from puna.engine import TokenLogprobs
 from puna.errors import ChatTemplateError, RuleError
-from puna.server.errors import ApiError
+from puna.server.errors import ApiError, to_json
 from puna.server.generation import (
     Finished,
     FinishReason,
@@ -115,6 +115,17 @@ def head_of(call: Call, generation: Generation, prefix: str, kind: str) -> dict[
         "id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()),
         "model": call.values["model"], "system_fingerprint": call.service.fingerprint(generation.adapter),
     }  # fmt: skip
+
+
+class ChunkHead:
+    """The fields with which each chunk of a stream begins, encoded once."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._bytes = b"data: " + to_json(fields).removesuffix(b"}") + b","
+
+    def event(self, rest: Mapping[str, Any]) -> bytes:
+        """Returns the event for a chunk with the other fields `rest`."""
+        return self._bytes + to_json(rest).removeprefix(b"{") + b"\n\n"
 
 
 @dataclass(frozen=True)

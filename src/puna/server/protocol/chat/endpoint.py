@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from puna.server.events import EventStream, data
+from puna.server.events import EventStream
 from puna.server.generation import (
     Finished,
     Generation,
@@ -26,6 +26,7 @@ from puna.server.protocol.chat.request import read_generation
 from puna.server.protocol.choices import (
     DONE,
     Choice,
+    ChunkHead,
     StreamUsage,
     Timings,
     call_usage,
@@ -60,7 +61,7 @@ async def _answer(call: Call) -> Response:
         head["service_tier"] = "default"
     echoed = _continued_text(generation) if values["echo"] else ""
     if values["stream"]:
-        chunks = _Chunks(call, running, head, echoed, timings)
+        chunks = _Chunks(call, running, ChunkHead(head), echoed, timings)
         return EventStream(chunks.encoded(), call.service.settings, cancel=running.cancel, headers=call.headers)
     choices = await collect(running, generation.sequences)
     document = {**head, "choices": [_choice(call, index, choice, echoed) for index, choice in enumerate(choices)]}
@@ -118,7 +119,7 @@ class _Chunks:
 
     call: Call
     running: Running
-    head: Mapping[str, Any]
+    head: ChunkHead
     echoed: str
     timings: Timings
     started: set[int] = field(default_factory=set)
@@ -127,14 +128,16 @@ class _Chunks:
     async def encoded(self) -> AsyncIterator[bytes]:
         """Yields the chunks as events."""
         usage = StreamUsage(self.call, self.running)
-        async for update in self.running:
-            if isinstance(update, PrefillProgress):
-                yield self._encode([], **usage.fields(), prompt_progress=self._progress(update))
-            elif self._is_visible(update):
-                yield self._encode([self._choice(update)], **usage.fields())
+        async for chunks in self.running.encoded(lambda update: self._chunk(update, usage)):
+            yield chunks
         if usage.ends_stream:
             yield self._encode([], **usage.fields(is_last=True))
         yield DONE
+
+    def _chunk(self, update: Update, usage: StreamUsage) -> bytes:
+        if isinstance(update, PrefillProgress):
+            return self._encode([], **usage.fields(), prompt_progress=self._progress(update))
+        return self._encode([self._choice(update)], **usage.fields()) if self._is_visible(update) else b""
 
     def _is_visible(self, update: Update) -> bool:
         """Returns whether an update needs a chunk. Tokens of calls, which have no text, need one only if requested."""
@@ -177,10 +180,10 @@ class _Chunks:
         }  # fmt: skip
 
     def _encode(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
-        document: dict[str, Any] = {**self.head, "choices": choices, **extra}
+        document: dict[str, Any] = {"choices": choices, **extra}
         if self.is_first and choices:
             self.is_first = False
             document |= _prompt_fields(self.call, self.running)
         if self.call.values["timings_per_token"]:
             document["timings"] = self.timings.document(self.running.usage)
-        return data(document)
+        return self.head.event(document)

@@ -10,12 +10,13 @@ from starlette.responses import Response
 
 from puna.engine import TokenLogprobs
 from puna.server.errors import ApiError
-from puna.server.events import EventStream, data
-from puna.server.generation import Finished, Generation, Running, TextDelta
+from puna.server.events import EventStream
+from puna.server.generation import Finished, Generation, Running, TextDelta, Update
 from puna.server.protocol.answer_format import read_format
 from puna.server.protocol.choices import (
     DONE,
     Choice,
+    ChunkHead,
     StreamUsage,
     call_usage,
     collect,
@@ -182,12 +183,16 @@ class _Writer:
 
 
 async def _chunks(call: Call, running: Running, head: Mapping[str, Any], writer: _Writer) -> AsyncIterator[bytes]:
-    usage = StreamUsage(call, running)
-    async for update in running:
-        if isinstance(update, TextDelta):
-            yield data({**head, "choices": [writer.part(update)], **usage.fields()})
-        elif isinstance(update, Finished):
-            yield data({**head, "choices": [writer.end(update)], **usage.fields()})
+    usage, chunk_head = StreamUsage(call, running), ChunkHead(head)
+
+    def encode(update: Update) -> bytes:
+        if not isinstance(update, (TextDelta, Finished)):
+            return b""
+        item = writer.part(update) if isinstance(update, TextDelta) else writer.end(update)
+        return chunk_head.event({"choices": [item], **usage.fields()})
+
+    async for chunks in running.encoded(encode):
+        yield chunks
     if usage.ends_stream:
-        yield data({**head, "choices": [], **usage.fields(is_last=True)})
+        yield chunk_head.event({"choices": [], **usage.fields(is_last=True)})
     yield DONE

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from puna.options import Options
 from puna.server.errors import ApiError
 from puna.server.events import EventStream, event
-from puna.server.generation import Generation, Running, encode
+from puna.server.generation import Generation, Running, Update, encode
 from puna.server.protocol.choices import start
 from puna.server.protocol.endpoint import Call, add_endpoint
 from puna.server.protocol.messages.content import continues_answer, to_messages
@@ -87,12 +87,15 @@ def _generation(call: Call, options: Options) -> Generation:
 async def _stream(running: Running, writer: Writer) -> AsyncIterator[bytes]:
     """Yields the bytes of the events. The first event waits for the first token: it has the number of cached tokens."""
     has_begun = False
-    async for update in running:
-        if not has_begun:
-            has_begun = True
-            yield _encode(writer.begin(running.prompt_usage))
-        if events := writer.feed(update):
-            yield _encode(events)
+
+    def encode_update(update: Update) -> bytes:
+        nonlocal has_begun
+        begin = [] if has_begun else writer.begin(running.prompt_usage)
+        has_begun = True
+        return _encode([*begin, *writer.feed(update)])
+
+    async for events in running.encoded(encode_update):
+        yield events
     yield _encode(writer.finish(running.usage))
 
 

@@ -87,9 +87,8 @@ def _settings(options: Options, service: Service) -> dict[str, float]:
 
 async def _stream(running: Running, writer: Writer) -> AsyncIterator[bytes]:
     yield _encode(writer.begin())
-    async for update in running:
-        if events := writer.feed(update):
-            yield _encode(events)
+    async for events in running.encoded(lambda update: _encode(writer.feed(update))):
+        yield events
     yield _encode(writer.finish(running.usage))
 
 
