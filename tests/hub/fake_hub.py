@@ -30,7 +30,7 @@ def commit_of(files: dict[str, bytes]) -> str:
 
 @dataclass
 class Hub:
-    """The models of the server, and a record of its traffic.
+    """The models of the server, its data sets (with names "datasets/owner/name"), and a record of its traffic.
 
     Attributes:
         requests: method and path of each request, in order.
@@ -74,10 +74,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(f"{self.command} {self.path}")
         url = urlsplit(self.path)
         parts = unquote(url.path).strip("/").split("/")
-        is_api = parts[:2] == ["api", "models"]
-        if is_api:
-            parts = parts[2:]
-        name, rest = "/".join(parts[:2]), parts[2:]
+        is_api = parts[:1] == ["api"]
+        prefix = "datasets/" if "datasets" in parts[:2] else ""
+        parts = parts[2 if is_api else len(prefix) > 0 :]
+        name, rest = prefix + "/".join(parts[:2]), parts[2:]
         repo = self.hub.repos.get(name)
         if repo is None or (repo.token is not None and self.headers.get("Authorization") != f"Bearer {repo.token}"):
             return self._refuse(401 if repo is None else 404, "RepoNotFound")

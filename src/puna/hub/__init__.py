@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: `owner/name` instead of a path, downloaded once into the hub's cache.
+"""Models and data sets on the Hugging Face hub: `owner/name` instead of a path, downloaded once into the hub's cache.
 
 A reference is `owner/name`, optionally with `@revision` (a branch, tag or commit) and `:part` (part of the name of one
 GGUF file). A path that exists on this machine is never a reference, so that local paths never touch the network.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 from puna.errors import ArgumentError, show
 from puna.hub.cache import CachedModel, cached_models, cached_names, find_cached, remove_cached
 from puna.hub.choice import Need
+from puna.hub.data_sets import data_set_files
 from puna.hub.download import Download, fetch, print_download
 from puna.hub.folders import model_folder
 from puna.hub.reference import Reference, cached_model, parse, read_reference
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CachedModel", "Download", "HubArguments", "Need", "Reference", "cached_model", "cached_models", "cached_names",
-    "choose_token", "fetch", "file_arguments", "find_cached", "hub_arguments", "local_path", "model_folder", "parse",
-    "print_download", "read_reference", "remove_cached", "show_progress", "without_hub_arguments",
+    "choose_token", "data_set_files", "fetch", "file_arguments", "find_cached", "hub_arguments", "local_path",
+    "model_folder", "parse", "print_download", "read_reference", "remove_cached", "show_progress",
+    "without_hub_arguments",
 ]  # fmt: skip
 
 

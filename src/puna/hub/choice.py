@@ -10,10 +10,12 @@ from typing import Literal
 
 from puna.errors import ModelNotFoundError
 from puna.files import group_parts, parse_part_name
+from puna.files.data_files import choose_data_files
 from puna.hub.reference import Reference
 
-Need = Literal["model", "tokenizer", "config"]
-"""The part of a model to download. "tokenizer" and "config" include weights only if no small file has that part."""
+Need = Literal["model", "tokenizer", "config", "data"]
+"""The part of a repository to download. "tokenizer" and "config" include weights only if no small file has that part;
+"data" is for data sets."""
 
 _SMALL = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*")
 """Patterns of a model's files other than weights. Files in other folders of the repository are not downloaded."""
@@ -38,7 +40,7 @@ class Selection:
     """The requested files of a repository: the files for `need`, or if `include` is given, the files that match it.
 
     With `variant`, the weights are those of model.VARIANT.safetensors; `use_safetensors` chooses safetensors files
-    (True) or PyTorch files (False).
+    (True) or PyTorch files (False). For "data", the files are those of `split`.
     """
 
     need: Need
@@ -47,6 +49,7 @@ class Selection:
     reference: Reference
     variant: str | None = None
     use_safetensors: bool | None = None
+    split: str = "train"
 
     def choose(self, names: Iterable[str]) -> list[str]:
         """Returns the files to download, from the names of all files.
@@ -55,6 +58,8 @@ class Selection:
             ModelNotFoundError: no file matches, or several GGUF files match and the reference chooses none of them.
         """
         names = sorted(names)
+        if self.need == "data":
+            return self._data_files(names)
         if self.include:
             chosen = [name for name in names if any(fnmatch(name, pattern) for pattern in self.include)]
             if not chosen:
@@ -70,6 +75,15 @@ class Selection:
         if small_suffice and self.reference.part is None:
             return small
         return small + self._weights(siblings, names)
+
+    def _data_files(self, names: list[str]) -> list[str]:
+        chosen = choose_data_files([name for name in names if (self.reference.part or "") in name], self.split)
+        if not chosen:
+            raise ModelNotFoundError(
+                f"{self.reference}: no data files of the split {self.split!r}; the data set has {_list(names)}. Choose "
+                "another split, or download the files and give their paths"
+            )
+        return chosen
 
     def _weights(self, siblings: list[str], names: list[str]) -> list[str]:
         if self.reference.part is not None:

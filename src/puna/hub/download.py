@@ -53,6 +53,7 @@ def fetch(
     subfolder: str = "",
     variant: str | None = None,
     use_safetensors: bool | None = None,
+    split: str = "train",
     announce: Callable[[Download], None] = print_download,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -69,6 +70,7 @@ def fetch(
         include: glob patterns of the files to download; overrides `need`.
         subfolder: the folder of the model's files in the repository.
         variant, use_safetensors: select the weight files; see `Selection`.
+        split: selects the files of a data set.
         announce: called before a download begins; not called if no file is missing.
         revision: overrides the revision of `reference`.
         token: overrides HF_TOKEN; False sends no token.
@@ -84,7 +86,7 @@ def fetch(
     from huggingface_hub import constants
 
     reference = reference.at(revision)
-    selection = Selection(need, tuple(include), subfolder.strip("/"), reference, variant, use_safetensors)
+    selection = Selection(need, tuple(include), subfolder.strip("/"), reference, variant, use_safetensors, split)
     cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
     if local_files_only or constants.HF_HUB_OFFLINE:
         return _path_in_cache(selection, cache, None)
@@ -128,8 +130,8 @@ def _path_in_cache(selection: Selection, cache: Path, failure: Exception | None)
     if folder is None:
         reason = "is not used (HF_HUB_OFFLINE or local_files_only)" if failure is None else _failure(failure)
         raise ModelNotFoundError(
-            f"{reference}: no such file or folder, no such model in the cache, and the hub {reason}. Check the path "
-            "or the network"
+            f"{reference}: no such file or folder, no such {reference.noun} in the cache, and the hub {reason}. "
+            "Check the path or the network"
         ) from failure
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() or path.is_symlink()]
     if failure is not None:
@@ -156,7 +158,7 @@ def _user_error(exc: Exception, reference: Reference) -> Exception:
     """Returns the error shown to the user, with a remedy."""
     from huggingface_hub import constants, errors
 
-    page = f"{constants.ENDPOINT}/{reference.id}"
+    page = f"{constants.ENDPOINT}/{'datasets/' * (reference.kind == 'dataset')}{reference.id}"
     if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
         return StorageError(
             f"{reference}: the disk is full; the partial download is kept. Free some space, or set HF_HOME to a folder "
@@ -164,17 +166,17 @@ def _user_error(exc: Exception, reference: Reference) -> Exception:
         )
     if isinstance(exc, errors.GatedRepoError):
         return ModelNotFoundError(
-            f"{reference}: access to this model must be requested. Request it at {page}, then set HF_TOKEN (or run "
-            "`hf auth login`)"
+            f"{reference}: access to this {reference.noun} must be requested. Request it at {page}, then set HF_TOKEN "
+            "(or run `hf auth login`)"
         )
     if isinstance(exc, errors.RevisionNotFoundError):
         return ModelNotFoundError(
-            f"{reference}: the model has no revision {reference.revision!r}; see {page}/tree/main"
+            f"{reference}: the {reference.noun} has no revision {reference.revision!r}; see {page}/tree/main"
         )
     if isinstance(exc, errors.RepositoryNotFoundError):
         return ModelNotFoundError(
-            f"{reference}: no such file or folder, and no public model of this name at {constants.ENDPOINT}. Check "
-            "the name; for a private model, set HF_TOKEN"
+            f"{reference}: no such file or folder, and no public {reference.noun} of this name at "
+            f"{constants.ENDPOINT}. Check the name; for a private {reference.noun}, set HF_TOKEN"
         )
     return ModelNotFoundError(
         f"{reference}: the download failed ({first_line(exc)}); the partial download is kept. Repeat the command to "

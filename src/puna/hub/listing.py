@@ -52,7 +52,9 @@ def list_files(reference: Reference, token: str | bool | None) -> Listing:
     from huggingface_hub import HfApi
 
     try:
-        info = HfApi().model_info(reference.id, revision=reference.revision, files_metadata=True, token=token)
+        api = HfApi()
+        ask = api.model_info if reference.kind == "model" else api.dataset_info
+        info = ask(reference.id, revision=reference.revision, files_metadata=True, token=token)
     except (AttributeError, KeyError, TypeError, ValueError) as exc:  # the answer is not JSON, or lacks a field
         if isinstance(exc, OSError):  # huggingface_hub's errors are both OSError and ValueError
             raise

@@ -1,15 +1,17 @@
-"""Parses names of models on the hub: `owner/name`, `owner/name@revision`, `owner/name:part`."""
+"""Parses names of models and data sets on the hub: `owner/name`, `owner/name@revision`, `owner/name:part`."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from puna.errors import RequestError, show
 from puna.files import path_argument
 
 _CACHE_PREFIX = "models--"
+_DATA_SET_PREFIX = "datasets--"
 _REVISION = r"\w[\w./-]{0,249}"
 
 _REFERENCE = re.compile(
@@ -20,11 +22,22 @@ _REFERENCE = re.compile(
 
 @dataclass(frozen=True)
 class Reference:
-    """A model on the hub: "owner/name", optionally a branch, tag or commit, and part of the name of a GGUF file."""
+    """A model or data set on the hub: "owner/name", optionally a branch, tag or commit, and part of a file's name.
+
+    Attributes:
+        part: part of the name of a GGUF file, or of the path of a data file.
+        kind: as huggingface_hub names it.
+    """
 
     id: str
     revision: str | None = None
     part: str | None = None
+    kind: Literal["model", "dataset"] = "model"
+
+    @property
+    def noun(self) -> str:
+        """The word for the kind, for messages."""
+        return "model" if self.kind == "model" else "data set"
 
     def at(self, revision: str | None) -> Reference:
         """Returns the same model at another revision; None keeps the revision.
@@ -51,9 +64,9 @@ def parse(text: str | Path) -> Reference | None:
         return None
 
 
-def cache_name(model: str) -> str:
-    """Returns the name of a model's folder in the hub's cache: models--owner--name."""
-    return _CACHE_PREFIX + model.replace("/", "--")
+def cache_name(model: str, kind: Literal["model", "dataset"] = "model") -> str:
+    """Returns the name of a folder in the hub's cache: models--owner--name, or for a data set datasets--owner--name."""
+    return (_CACHE_PREFIX if kind == "model" else _DATA_SET_PREFIX) + model.replace("/", "--")
 
 
 def cached_model(folder: str) -> str | None:

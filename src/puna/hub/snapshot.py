@@ -109,7 +109,7 @@ def _digest(path: Path, size: int, sha256: bool) -> str:
 
 
 def _repository(cache: Path, reference: Reference) -> Path:
-    return cache / cache_name(reference.id)
+    return cache / cache_name(reference.id, reference.kind)
 
 
 def _branch_file(cache: Path, reference: Reference) -> Path:

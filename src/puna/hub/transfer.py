@@ -72,8 +72,9 @@ def download_files(
             make_folder(mark.parent)
             mark.touch()
             path = hf_hub_download(
-                reference.id, name, revision=commit, cache_dir=cache, token=token, force_download=force, **options
-            )
+                reference.id, name, repo_type=reference.kind, revision=commit, cache_dir=cache, token=token,
+                force_download=force, **options,
+            )  # fmt: skip
             verify(Path(path), files[name])
 
         try:
