@@ -19,7 +19,8 @@ from puna.checkpoint.weight import RowSource
 from puna.config import LlamaConfig
 
 Floats = NDArray[np.float32]
-Kind = Literal["lora", "ia3", "tokens", "prompt", "prefix"]
+Kind = Literal["lora", "ia3", "tokens", "prompt", "prefix", "bottleneck"]
+Activation = Literal["relu", "silu", "gelu"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,23 @@ class Scaling:
 
 
 @dataclass(frozen=True)
+class Bottleneck:
+    """A network added to the outputs x of a layer: x + up f(down x + down_bias) + up_bias (arXiv:1902.00751).
+
+    Attributes:
+        down, down_bias: (R, O) and (R,).
+        up, up_bias: (O, R) and (O,).
+        activation: the name of f; "gelu" is the exact function, with the error function.
+    """
+
+    down: Floats
+    down_bias: Floats
+    up: Floats
+    up_bias: Floats
+    activation: Activation
+
+
+@dataclass(frozen=True)
 class TokenRows:
     """New rows `values` (n, D) for the tokens `ids` (n,) of the embedding or the head."""
 
@@ -64,18 +82,18 @@ class TokenRows:
 class Adapter:
     """The changes of one adapter, checked against the configuration of its base model.
 
-    They apply in this order: `replaced` tensors, `token_rows`, `low_rank` changes, `scalings`. A soft prompt or a
-    prefix precedes the text.
+    They apply in this order: `replaced` tensors, `token_rows`, `low_rank` changes, `scalings`, `bottlenecks`. A soft
+    prompt or a prefix precedes the text.
 
     Attributes:
         path: the folder or GGUF file.
         kind: the method: "lora" (with its variants), "ia3", "tokens" (only new rows of tokens), "prompt" (also
-            P-tuning) or "prefix".
+            P-tuning), "prefix", or "bottleneck", which only puna's PyTorch models apply.
         config: the configuration of the adapted model; differs from the base model's in the size of the vocabulary and
             the number of labels.
         base: the name or path of the base model that the adapter names, if any.
         head: the head that the adapter was trained with.
-        low_rank, scalings, token_rows: by the name of the matrix.
+        low_rank, scalings, token_rows, bottlenecks: by the name of the matrix.
         replaced: complete tensors that replace those of the base model; their bytes stay in the file.
         prompt: (N, D), embeddings that precede those of the text and take the positions 0 to N - 1.
         prefix: (L, 2, K, N, E), the keys (after RoPE) and values of each layer at the positions 0 to N - 1.
@@ -90,6 +108,7 @@ class Adapter:
     low_rank: Mapping[str, LowRank] = field(default_factory=dict)
     scalings: Mapping[str, Scaling] = field(default_factory=dict)
     token_rows: Mapping[str, TokenRows] = field(default_factory=dict)
+    bottlenecks: Mapping[str, Bottleneck] = field(default_factory=dict)
     replaced: Mapping[str, RowSource] = field(default_factory=dict)
     prompt: Floats | None = None
     prefix: Floats | None = None

@@ -16,7 +16,7 @@ def adapter_digest(adapter: Adapter) -> str:
     """Returns a hash of all values of an adapter, as hexadecimal digits; its path and its notes do not matter."""
     changes = {
         name: getattr(adapter, name)
-        for name in ("kind", "low_rank", "scalings", "token_rows", "replaced", "prompt", "prefix")
+        for name in ("kind", "low_rank", "scalings", "token_rows", "bottlenecks", "replaced", "prompt", "prefix")
     }
     result = hashlib.sha256()
     for part in _parts(changes):

@@ -18,21 +18,22 @@ CONFIG = "adapter_config.json"
 
 METHODS: dict[str, Kind] = {
     "LORA": "lora", "IA3": "ia3", "TRAINABLE_TOKENS": "tokens", "PROMPT_TUNING": "prompt", "P_TUNING": "prompt",
-    "PREFIX_TUNING": "prefix",
+    "PREFIX_TUNING": "prefix", "BOTTLENECK": "bottleneck",
 }  # fmt: skip
-"""The methods (`peft_type`) that puna applies."""
+"""The methods (`peft_type`) that puna applies; "BOTTLENECK" is not one of PEFT."""
 
 _STRINGS, _NAMES, _COUNT, _FLAG = "a list of names", "a name or a list of names", "a positive integer", "true or false"
 _TYPES = {
     "target_modules": _NAMES, "exclude_modules": _NAMES, "layers_pattern": _NAMES, "feedforward_modules": _NAMES,
     "modules_to_save": _STRINGS, "target_parameters": _STRINGS,
-    "r": _COUNT, "num_virtual_tokens": _COUNT,
+    "r": _COUNT, "num_virtual_tokens": _COUNT, "bottleneck_size": _COUNT,
     "use_rslora": _FLAG, "use_dora": _FLAG, "lora_bias": _FLAG, "ensure_weight_tying": _FLAG, "fan_in_fan_out": _FLAG,
     "lora_alpha": "a number below 1e30", "rank_pattern": "an object of positive integers",
     "alpha_pattern": "an object of numbers below 1e30",
     "layers_to_transform": "an integer or a list of integers", "token_indices": "a list of integers",
     "trainable_token_indices": "a list of integers, or an object of lists", "bias": "none, all or lora_only",
     "task_type": "a name", "base_model_name_or_path": "a name", "init_lora_weights": "a name, true or false",
+    "activation": "relu, silu or gelu",
 }  # fmt: skip
 """The settings that puna applies, with their types; null means that the setting is missing."""
 
@@ -55,7 +56,10 @@ _UNSUPPORTED = {
 _INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 """Values of `init_lora_weights` that leave the weights of the base model unchanged."""
 
-_LLAMA_TARGETS = {"lora": ["q_proj", "v_proj"], "ia3": ["k_proj", "v_proj", "down_proj"], "tokens": ["embed_tokens"]}
+_LLAMA_TARGETS = {
+    "lora": ["q_proj", "v_proj"], "ia3": ["k_proj", "v_proj", "down_proj"], "tokens": ["embed_tokens"],
+    "bottleneck": ["down_proj"],
+}  # fmt: skip
 """PEFT's defaults for `target_modules` of a LLaMA."""
 
 
@@ -132,6 +136,7 @@ def _has_type(name: str, value: Any) -> bool:
         "trainable_token_indices": _all(value, _is_index)
         or (isinstance(value, dict) and all(_all(ids, _is_index) for ids in value.values())),
         "bias": value in ("none", "all", "lora_only"),
+        "activation": value in ("relu", "silu", "gelu"),
         "init_lora_weights": type(value) in (bool, str),
     }
     return checks.get(name, type(value) is str)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from puna.adapters.adapter import Adapter, Floats, Kind, LowRank, Scaling, TokenRows
+from puna.adapters.adapter import Adapter, Bottleneck, Floats, Kind, LowRank, Scaling, TokenRows
 from puna.adapters.patterns import pattern_value
 from puna.adapters.peft_config import CONFIG, read_peft_config
 from puna.adapters.slots import HeadKind, Slot, adapter_slots, model_tensors, saved_slots, token_ids
@@ -176,6 +176,13 @@ def _read_changes(
     return Adapter(
         folder, kind, config, head=head, token_rows=rows, replaced=replaced,
         low_rank={name: _low_rank(name, part, settings) for name, part in parts.items() if "a" in part},
+        bottlenecks={
+            name: Bottleneck(
+                part["down"], part["down_bias"], part["up"], part["up_bias"], settings.get("activation", "relu")
+            )
+            for name, part in parts.items()
+            if "down" in part
+        },
         scalings={
             name: Scaling(part["factors"].reshape(-1), "inputs" if part["factors"].shape[0] == 1 else "outputs")
             for name, part in parts.items()

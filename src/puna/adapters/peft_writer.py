@@ -1,7 +1,8 @@
 """Writes an adapter as a folder that PEFT 0.15 and later reads: adapter_config.json and adapter_model.safetensors.
 
 Modules are listed by their complete names. Only settings that differ from PEFT's defaults are written. The adapter of a
-classifier also gets the config.json of the adapted model, which has the names of the labels.
+classifier also gets the config.json of the adapted model, which has the names of the labels. Bottleneck adapters have
+the same layout, but PEFT does not read them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from puna.formats.safetensors import write_safetensors
 
 _METHODS = {
     "lora": "LORA", "ia3": "IA3", "tokens": "TRAINABLE_TOKENS", "prompt": "PROMPT_TUNING", "prefix": "PREFIX_TUNING",
+    "bottleneck": "BOTTLENECK",
 }  # fmt: skip
 _CLASSIFIER = "LlamaForSequenceClassification"
 
@@ -74,6 +76,8 @@ def _settings(adapter: Adapter) -> dict[str, Any]:
         settings["target_modules"] = [_module(name) for name in adapter.scalings]
         inner = [_module(name) for name, scaling in adapter.scalings.items() if scaling.side == "inputs"]
         settings["feedforward_modules"] = inner
+    elif adapter.kind == "bottleneck":
+        settings |= _bottleneck_settings(adapter)
     elif adapter.kind == "tokens":
         settings["target_modules"] = [_module(name) for name in adapter.token_rows if not _shares_rows(adapter, name)]
         settings["token_indices"] = next(iter(adapter.token_rows.values())).ids.tolist()
@@ -111,6 +115,14 @@ def _lora_settings(adapter: Adapter) -> dict[str, Any]:
     if any(_is_bias(adapter, name) for name in adapter.replaced):
         settings["bias"] = _bias_setting(adapter)
     return {name: value for name, value in settings.items() if value != {}}
+
+
+def _bottleneck_settings(adapter: Adapter) -> dict[str, Any]:
+    (kind,) = {(len(item.down), item.activation) for item in adapter.bottlenecks.values()}  # equal in all layers
+    return {
+        "target_modules": [_module(name) for name in adapter.bottlenecks],
+        "bottleneck_size": kind[0], "activation": kind[1],
+    }  # fmt: skip
 
 
 def _number(value: float) -> float:
@@ -154,6 +166,11 @@ def _array_tensors(adapter: Adapter) -> Iterator[NewTensor]:
     for name, scaling in adapter.scalings.items():
         shape = (1, -1) if scaling.side == "inputs" else (-1, 1)
         yield _new(f"{PREFIX}{_module(name)}.ia3_l", scaling.factors.reshape(shape))
+    for name, item in adapter.bottlenecks.items():
+        yield _new(f"{PREFIX}{_module(name)}.bottleneck_down.weight", item.down)
+        yield _new(f"{PREFIX}{_module(name)}.bottleneck_down.bias", item.down_bias)
+        yield _new(f"{PREFIX}{_module(name)}.bottleneck_up.weight", item.up)
+        yield _new(f"{PREFIX}{_module(name)}.bottleneck_up.bias", item.up_bias)
     part = "trainable_tokens_delta" if adapter.kind == "tokens" else "token_adapter.trainable_tokens_delta"
     for name, rows in adapter.token_rows.items():
         if adapter.kind == "tokens" or not _shares_rows(adapter, name):

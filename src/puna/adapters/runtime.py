@@ -53,8 +53,13 @@ def runtime_changes(adapter: Adapter, tensors: Mapping[str, RowSource], may_repl
         may_replace: whether the backend can replace complete tensors.
 
     Raises:
-        BackendError: the adapter replaces a tensor, but the backend cannot do this.
+        BackendError: the adapter has bottlenecks, or replaces a tensor, but the backend cannot do this.
     """
+    if adapter.bottlenecks:
+        raise BackendError(
+            f"{adapter.path}: bottleneck adapters cannot be applied to single requests; use "
+            "puna.adapters.torch_apply.apply_adapter with a PyTorch model, or train a LoRA"
+        )
     names = {*adapter.low_rank, *adapter.scalings, *adapter.token_rows, *adapter.replaced} - {SCORE}
     weights = {name.removesuffix("bias") + "weight" if name.endswith(".bias") else name for name in names}
     changed = {name: ChangedTensor(adapter, tensors, name) for name in sorted(weights)}
@@ -80,8 +85,14 @@ def runtime_changes(adapter: Adapter, tensors: Mapping[str, RowSource], may_repl
 
 def check_prefix(adapter: Adapter, config: LlamaConfig) -> None:
     """Raises RequestError if the model's rope type cannot use the adapter's prefix."""
+    if adapter.prefix is not None:
+        check_rope(config)
+
+
+def check_rope(config: LlamaConfig) -> None:
+    """Raises RequestError if the model's rope type cannot use a prefix."""
     rope = (config.rope_scaling or {}).get("rope_type")
-    if adapter.prefix is not None and rope in _LENGTH_ROPES:
+    if rope in _LENGTH_ROPES:
         raise RequestError(
             f"the model has rope type {rope!r}, whose keys depend on the length of the text; a prefix stores keys for "
             "one length. Use the adapter's base model, or an adapter of another kind"

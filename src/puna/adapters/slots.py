@@ -16,7 +16,7 @@ from puna.checkpoint.names import EMBEDDING, HEAD, expected_tensors
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError, show
 
-Part = Literal["a", "b", "magnitude", "bias", "factors", "rows", "replaced"]
+Part = Literal["a", "b", "magnitude", "bias", "factors", "rows", "replaced", "down", "down_bias", "up", "up_bias"]
 HeadKind = Literal["lm", "classification"]
 
 
@@ -46,7 +46,7 @@ def model_tensors(config: LlamaConfig, head: HeadKind) -> dict[str, tuple[int, .
 
 
 def adapter_slots(kind: Kind, settings: Mapping[str, Any], config: LlamaConfig, head: HeadKind) -> list[Slot]:
-    """Returns the tensors of an adapter of kind "lora", "ia3" or "tokens", and those that may be stored in addition.
+    """Returns the tensors of an adapter without virtual tokens, and those that may be stored in addition.
 
     Raises:
         CheckpointError: the settings select no module, or tokens outside the vocabulary.
@@ -91,6 +91,8 @@ def _changes(
         outputs, inputs = shapes[f"{module}.weight"]
         if kind == "lora":
             yield from _low_rank(settings, module, outputs, inputs)
+        elif kind == "bottleneck":
+            yield from _network(settings, module, outputs)
         elif module != embedding:
             inner = settings["feedforward_modules"]
             is_inner = (
@@ -123,6 +125,15 @@ def _low_rank(settings: Mapping[str, Any], module: str, outputs: int, inputs: in
         yield Slot(
             f"{module}.lora_magnitude_vector", "magnitude", weight, (inputs if weight == EMBEDDING else outputs,)
         )
+
+
+def _network(settings: Mapping[str, Any], module: str, outputs: int) -> Iterator[Slot]:
+    """Yields the four tensors of a bottleneck adapter."""
+    width, weight = settings.get("bottleneck_size", 64), f"{module}.weight"
+    yield Slot(f"{module}.bottleneck_down.weight", "down", weight, (width, outputs))
+    yield Slot(f"{module}.bottleneck_down.bias", "down_bias", weight, (width,))
+    yield Slot(f"{module}.bottleneck_up.weight", "up", weight, (outputs, width))
+    yield Slot(f"{module}.bottleneck_up.bias", "up_bias", weight, (outputs,))
 
 
 def _token_slots(kind: Kind, settings: Mapping[str, Any], config: LlamaConfig) -> Iterator[Slot]:

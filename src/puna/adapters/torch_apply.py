@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from puna.adapters.adapter import Adapter, Floats, LowRank
 from puna.adapters.changes import change_rows, changed_column_norms
 from puna.adapters.runtime import check_prefix
-from puna.adapters.torch_hooks import add_change, add_factors, add_virtual_tokens, find_module
+from puna.adapters.torch_hooks import add_change, add_factors, add_network, add_virtual_tokens, find_module
 from puna.checkpoint.names import EMBEDDING
 from puna.errors import CheckpointError, RequestError
 from puna.model.pretrained import LlamaPreTrainedModel
@@ -72,6 +72,13 @@ def apply_adapter(model: LlamaPreTrainedModel, adapter: Adapter) -> AppliedAdapt
             module = find_module(model, name)
             factors = torch.from_numpy(scaling.factors).to(_matrix(module).device)
             applied.add(add_factors(module, factors, scaling.side).remove)
+        for name, item in adapter.bottlenecks.items():
+            module = find_module(model, name)
+            down, down_bias, up, up_bias = (
+                torch.from_numpy(part).to(_matrix(module).device)
+                for part in (item.down, item.down_bias, item.up, item.up_bias)
+            )
+            applied.add(add_network(module, (down, down_bias, up, up_bias), item.activation).remove)
         _add_virtual_tokens(applied, model, adapter)
     except BaseException:
         applied.remove()

@@ -2,7 +2,8 @@
 
 `torch_apply` uses these hooks for adapters from files, and training for adapters whose tensors have gradients.
 
-Legend: B batch, T tokens, N virtual tokens, D hidden, I inputs, O outputs, L layers, K kv heads, E head width.
+Legend: B batch, T tokens, N virtual tokens, D hidden, I inputs, O outputs, R width of a bottleneck, L layers, K kv
+heads, E head width.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from puna.adapters.adapter import Activation
 from puna.errors import CheckpointError
 from puna.model.cache import KVCache
 from puna.model.pretrained import LlamaPreTrainedModel
@@ -69,6 +72,25 @@ def add_factors(module: nn.Module, factors: Tensor, side: Literal["inputs", "out
     if side == "inputs":
         return module.register_forward_pre_hook(scale_inputs)
     return module.register_forward_hook(scale_outputs)
+
+
+def add_network(
+    module: nn.Module, parts: tuple[Tensor, Tensor, Tensor, Tensor], activation: Activation
+) -> RemovableHandle:
+    """Adds a bottleneck adapter after a linear layer: x + up f(down x + down_bias) + up_bias, computed in float32.
+
+    Args:
+        parts: down (R, O), down_bias (R,), up (O, R) and up_bias (O,).
+        activation: the name of f.
+    """
+    down, down_bias, up, up_bias = parts
+
+    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = output.float()
+        inner = getattr(F, activation)(F.linear(x, down, down_bias))  # (..., R)
+        return (x + F.linear(inner, up, up_bias)).to(output.dtype)
+
+    return module.register_forward_hook(add)
 
 
 def add_virtual_tokens(

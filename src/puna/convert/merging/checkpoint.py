@@ -72,6 +72,11 @@ def merge_checkpoint(checkpoint: Checkpoint, adapter: Adapter, keep: Kept) -> Ch
             f"{adapter.path}: the adapter is a {adapter.kind}, which precedes every text and is not a change of "
             "weights; it cannot be merged"
         )
+    if adapter.bottlenecks:
+        raise CheckpointError(
+            f"{adapter.path}: the adapter has bottlenecks, which are additional layers and not a change of weights; it "
+            "cannot be merged"
+        )
     head = _head(checkpoint, adapter)
     config = _merged_config(checkpoint, adapter)
     merged = {

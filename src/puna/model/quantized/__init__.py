@@ -1,5 +1,5 @@
 """Matrices that stay packed in a block format, such as Q4_0, and are dequantised when they are used."""
 
-from puna.model.quantized.modules import PackedMatrix, QuantEmbedding, QuantLinear, dequantize_modules
+from puna.model.quantized.modules import PackedMatrix, QuantEmbedding, QuantLinear, dequantize_modules, float_module
 
-__all__ = ["PackedMatrix", "QuantEmbedding", "QuantLinear", "dequantize_modules"]
+__all__ = ["PackedMatrix", "QuantEmbedding", "QuantLinear", "dequantize_modules", "float_module"]

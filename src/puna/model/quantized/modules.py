@@ -176,10 +176,11 @@ def dequantize_modules(model: nn.Module, dtype: torch.dtype) -> None:
         if module.packed not in weights:
             weights[module.packed] = nn.Parameter(module.packed.dequantize().to(dtype))
         owner, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(owner), attribute, _float_module(module, weights[module.packed]))
+        setattr(model.get_submodule(owner), attribute, float_module(module, weights[module.packed]))
 
 
-def _float_module(module: QuantLinear | QuantEmbedding, weight: nn.Parameter) -> nn.Module:
+def float_module(module: QuantLinear | QuantEmbedding, weight: nn.Parameter) -> nn.Module:
+    """Returns the float layer with the matrix `weight` (O, I) and the bias of a packed layer."""
     if isinstance(module, QuantEmbedding):
         embedding: nn.Embedding = nn.Embedding.from_pretrained(weight, False, module.padding_idx)  # type: ignore[no-untyped-call]
         embedding.weight = weight

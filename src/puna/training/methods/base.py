@@ -9,18 +9,25 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from puna.adapters import Adapter
-from puna.adapters.adapter import Kind
-from puna.model.pretrained import LlamaPreTrainedModel
-from puna.tokenizer.base import TokenizerBase
+from puna.adapters import Adapter, open_adapter
+from puna.adapters.adapter import Activation, Bottleneck, Floats, Kind, LowRank, Scaling, TokenRows
+from puna.checkpoint.names import SCORE
+from puna.errors import ConfigError, show
+from puna.formats.blocks import FORMATS, StoredTensor
+from puna.model import LlamaPreTrainedModel
+from puna.tokenizer import PreTrainedTokenizerBase
 from puna.training.batch import derived_seed
+from puna.training.settings import TrainingSettings
+from puna.training.settings.adapters import AdapterSettings
 
 Feature = Literal[
     "low_rank", "magnitude", "dropout", "scalings", "bottlenecks", "token_rows", "prompt", "prefix", "weights"
@@ -59,6 +66,23 @@ class ScalingParameters:
     side: Literal["inputs", "outputs"]
 
 
+@dataclass(frozen=True)
+class BottleneckParameters:
+    """A network x + up(f(down(x) + down_bias)) + up_bias of the outputs x of a layer, float32.
+
+    Attributes:
+        down, down_bias: (R, O) and (R,).
+        up, up_bias: (O, R) and (O,).
+        activation: the name of f.
+    """
+
+    down: nn.Parameter
+    down_bias: nn.Parameter
+    up: nn.Parameter
+    up_bias: nn.Parameter
+    activation: Activation
+
+
 class Trainable:
     """A model with the parameters that train; everything else in it is frozen.
 
@@ -70,9 +94,10 @@ class Trainable:
         kind: the kind of the resulting adapter; None if the result is the model itself.
         base: the name or path of the base model, recorded in the adapter.
         parameters: float32 values by name, which the optimizer changes. Together they are the state of the method. An
-                optimizer may replace `parameter.data` by a view of a larger tensor.
-        low_rank, scalings: the changes of matrices, by Hugging Face's name of the matrix.
-        token_rows: (n, D) new rows of an embedding or head by the name of the matrix, and the ids of their tokens.
+            optimizer may replace `parameter.data` by a view of a larger tensor.
+        low_rank, scalings, bottlenecks: the changes of layers, by Hugging Face's name of the matrix.
+        token_rows: by the name of an embedding or head, the ids of tokens (n,) and their rows (n, D).
+        saved: names of the parameters that replace tensors of the model completely.
         virtual: computes the soft prompt (N, D), or the prefix (L, 2, K, N, E), from the parameters.
         masters: for parameters of a model that is not in float32, by name: the float32 values and the parameter.
         seed: of the dropout in the current forward pass; None without dropout.
@@ -84,7 +109,9 @@ class Trainable:
         self.parameters: dict[str, nn.Parameter] = {}
         self.low_rank: dict[str, LowRankParameters] = {}
         self.scalings: dict[str, ScalingParameters] = {}
+        self.bottlenecks: dict[str, BottleneckParameters] = {}
         self.token_rows: dict[str, tuple[Tensor, nn.Parameter]] = {}
+        self.saved: list[str] = []
         self.virtual: Callable[[], Tensor] | None = None
         self.masters: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         self.seed: int | None = None
@@ -103,10 +130,11 @@ class Trainable:
             "magnitude": any(change.magnitude is not None for change in changes),
             "dropout": any(change.dropout > 0 for change in changes),
             "scalings": bool(self.scalings),
+            "bottlenecks": bool(self.bottlenecks),
             "token_rows": bool(self.token_rows),
             "prompt": self.kind == "prompt",
             "prefix": self.kind == "prefix",
-            "weights": any(parameter.requires_grad for parameter in self.model.parameters()),
+            "weights": any(item.requires_grad for name, item in self.model.named_parameters() if name != SCORE),
         }
         return frozenset(name for name, value in present.items() if value)
 
@@ -148,7 +176,37 @@ class Trainable:
 
     def adapter(self) -> Adapter | None:
         """Returns the trained adapter, whose arrays are copies; None if the result is the model itself."""
-        raise NotImplementedError
+        if self.kind is None:
+            return None
+        values = None if self.virtual is None else _array(self.virtual())
+        return Adapter(
+            Path("trained"),
+            self.kind,
+            self.model.config,
+            base=self.base,
+            head="classification" if self.model.head == "classification" else "lm",
+            low_rank={
+                name: LowRank(
+                    _array(change.a), _array(change.b), change.scale,
+                    None if change.magnitude is None else _array(change.magnitude),
+                )
+                for name, change in self.low_rank.items()
+            },
+            scalings={name: Scaling(_array(item.factors), item.side) for name, item in self.scalings.items()},
+            bottlenecks={
+                name: Bottleneck(
+                    _array(item.down), _array(item.down_bias), _array(item.up), _array(item.up_bias), item.activation
+                )
+                for name, item in self.bottlenecks.items()
+            },
+            token_rows={
+                name: TokenRows(ids.cpu().numpy().astype(np.intp), _array(rows))
+                for name, (ids, rows) in self.token_rows.items()
+            },
+            replaced={name: _stored(name, self.parameters[name]) for name in self.saved},
+            prompt=values if self.kind == "prompt" else None,
+            prefix=values if self.kind == "prefix" else None,
+        )  # fmt: skip
 
     def on_release(self, undo: Callable[[], Any]) -> None:
         """Adds a function that `release` calls; the last one is called first."""
@@ -160,33 +218,84 @@ class Trainable:
             self._undo.pop()()
 
 
+def _array(tensor: Tensor) -> Floats:
+    copy: Floats = tensor.detach().float().cpu().numpy().copy()
+    return copy
+
+
+def _stored(name: str, tensor: Tensor) -> StoredTensor:
+    """Returns a tensor as one of a file, with a copy of its values."""
+    array = _array(tensor)
+    return StoredTensor(name, array.shape, FORMATS["f32"], array.reshape(-1).view(np.uint8))
+
+
 class Method(ABC):
     """A way to train a model: chooses and attaches the parameters.
 
     Attributes:
         name: the name in `METHODS`.
+        kind: the kind of the resulting adapter; None if the result is the model itself.
         options: the names of the settings of adapters that the method uses.
         keep_quantized: whether the model is loaded with `keep_quantized=True`.
     """
 
     name: ClassVar[str]
+    kind: ClassVar[Kind | None]
     options: ClassVar[frozenset[str]] = frozenset()
     keep_quantized: ClassVar[bool] = False
 
-    @abstractmethod
     def attach(
-        self, model: LlamaPreTrainedModel, tokenizer: TokenizerBase | None, settings: Any, start: Adapter | None = None
+        self,
+        model: LlamaPreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        settings: TrainingSettings,
+        start: Adapter | None = None,
     ) -> Trainable:
         """Freezes the model and attaches the parameters of the method.
 
         Args:
             tokenizer: needed only for initial values from a text.
             settings: the settings of the run; random initial values depend only on its seed.
-            start: an adapter whose values are the initial ones; it determines the settings that its shapes depend on.
+            start: an adapter whose values are the initial ones, instead of that of `settings.adapter`. Its shapes take
+                precedence over the settings.
 
         Raises:
-            ConfigError: the settings do not fit the model.
+            ConfigError: a setting does not fit the method or the model.
         """
+        self._check_settings(settings)
+        if start is None and settings.adapter is not None:
+            start = open_adapter(settings.adapter, model.config)
+        if start is not None and start.kind != self.kind:
+            raise ConfigError(
+                f"the adapter {start.path} is of the kind {start.kind}, which the method {self.name!r} cannot "
+                "continue; choose the method of the adapter"
+            )
+        trainable = Trainable(model, self.kind)
+        try:
+            self.build(trainable, tokenizer, settings, start)
+        except BaseException:
+            trainable.release()
+            raise
+        return trainable
+
+    @abstractmethod
+    def build(
+        self,
+        trainable: Trainable,
+        tokenizer: PreTrainedTokenizerBase | None,
+        settings: TrainingSettings,
+        start: Adapter | None,
+    ) -> None:
+        """Adds the parameters to a model that is frozen; arguments as for `attach`."""
+
+    def _check_settings(self, settings: TrainingSettings) -> None:
+        """Raises ConfigError for a setting of another method that is not the default, since it would be ignored."""
+        for item in fields(AdapterSettings):
+            if item.name not in self.options and getattr(settings, item.name) != item.default:
+                raise ConfigError(
+                    f"{item.name} is {show(getattr(settings, item.name))}, but the method {self.name!r} does not use "
+                    f"it; omit it, or choose another method. The method uses {', '.join(sorted(self.options))}"
+                )
 
     def learning_rate(self, hidden: int) -> float:
         """Returns the learning rate for the setting "auto".
