@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("starlette")
 
-from puna.server.generation import Running, TextDelta
+from puna.server.generation import Running
+from puna.server.updates import TextDelta
 
 
 class Arrivals(Running):

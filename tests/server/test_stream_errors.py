@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from puna.server.generation import Running, TextDelta
+from puna.server.generation import Running
+from puna.server.updates import TextDelta
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from puna.answer import Candidates, Completion, Delta, PromptProgress
 from puna.async_llm import AsyncLLM
@@ -23,11 +23,19 @@ from puna.server.tools.history import needs_tools
 from puna.server.tools.parser import CallArguments, CallStart, Piece, Text
 from puna.server.tools.plan import ToolPlan, make_plan
 from puna.server.tools.toolset import ToolSet
+from puna.server.updates import (
+    Finished,
+    FinishReason,
+    PrefillProgress,
+    TextDelta,
+    ToolCallArguments,
+    ToolCallStart,
+    Update,
+    Usage,
+)
 
 Prompt = str | Sequence[int] | Sequence[Message]
 """A text, token ids, or a conversation for the chat template."""
-
-FinishReason = Literal["stop", "length", "tool_calls", "invalid"]
 
 
 @dataclass(frozen=True)
@@ -78,80 +86,6 @@ class Generation:
     def sequences(self) -> int:
         """Number of sequences that are generated."""
         return (1 + len(self.more_prompts)) * max(self.n, self.best_of or 1)
-
-
-@dataclass(frozen=True)
-class TextDelta:
-    """Text that no later token can change, and the tokens whose text ends in it.
-
-    Attributes:
-        choice: index of the answer.
-        ids: the tokens.
-        tokens: their log-probabilities; empty if they were not requested.
-    """
-
-    choice: int
-    text: str
-    ids: tuple[int, ...] = ()
-    tokens: tuple[TokenLogprobs, ...] = ()
-
-
-@dataclass(frozen=True)
-class ToolCallStart:
-    """The beginning of a tool call: its number in the answer, its identifier and the name of its function."""
-
-    choice: int
-    index: int
-    id: str
-    name: str
-
-
-@dataclass(frozen=True)
-class ToolCallArguments:
-    """A part of the JSON text of a tool call's arguments."""
-
-    choice: int
-    index: int
-    text: str
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The end of an answer; `stop` is the stop string, or the id of the end token, that ended the answer."""
-
-    choice: int
-    reason: FinishReason
-    stop: str | int | None = None
-
-
-@dataclass(frozen=True)
-class PrefillProgress:
-    """How far the prompt has been read: `done` tokens of `total`, of which `cached` were in the prefix cache."""
-
-    done: int
-    total: int
-    cached: int
-
-
-Update = TextDelta | ToolCallStart | ToolCallArguments | Finished | PrefillProgress
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Numbers of tokens of a request. `accepted` and `rejected` count tokens of the request's prediction."""
-
-    prompt: int
-    completion: int
-    cached: int = 0
-    accepted: int = 0
-    rejected: int = 0
-
-    def __add__(self, other: Usage) -> Usage:
-        """Returns the sums."""
-        return Usage(
-            self.prompt + other.prompt, self.completion + other.completion, self.cached + other.cached,
-            self.accepted + other.accepted, self.rejected + other.rejected,
-        )  # fmt: skip
 
 
 class Running:

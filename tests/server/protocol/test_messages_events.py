@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from puna.server.errors import ApiError
-from puna.server.generation import Finished, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
 from puna.server.protocol.messages.events import Writer, error_event
+from puna.server.updates import Finished, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
 from tests.server.sdk_types import parse
 
 pytest.importorskip("anthropic")

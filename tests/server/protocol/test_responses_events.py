@@ -8,12 +8,12 @@ import pytest
 
 from puna.engine import TokenLogprobs
 from puna.server.errors import ApiError
-from puna.server.generation import Finished, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
 from puna.server.protocol.fields import read
 from puna.server.protocol.responses.events import Writer
 from puna.server.protocol.responses.fields import FIELDS
 from puna.server.protocol.responses.resource import response_object
 from puna.server.settings import ServerSettings
+from puna.server.updates import Finished, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
 from tests.server.sdk_types import parse
 
 pytest.importorskip("openai")

@@ -11,21 +11,12 @@ from typing import Any
 from puna.engine import TokenLogprobs
 from puna.errors import ChatTemplateError, RuleError
 from puna.server.errors import ApiError, to_json
-from puna.server.generation import (
-    Finished,
-    FinishReason,
-    Generation,
-    Running,
-    TextDelta,
-    ToolCallArguments,
-    ToolCallStart,
-    Update,
-    Usage,
-)
+from puna.server.generation import Generation, Running
 from puna.server.protocol.endpoint import Call
 from puna.server.protocol.fields import Values
 from puna.server.protocol.logprobs import token_text
 from puna.server.service import Service
+from puna.server.updates import Finished, FinishReason, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
 
 DONE = b"data: [DONE]\n\n"
 """The last event of a stream."""

@@ -18,12 +18,13 @@ from puna.answer import Completion
 from puna.options import Options
 from puna.server.errors import ApiError, to_json
 from puna.server.events import EventStream, data
-from puna.server.generation import Generation, Running, TextDelta
+from puna.server.generation import Generation, Running
 from puna.server.protocol.endpoint import Call, error_responses, json_response, read_document, respond, send_result
 from puna.server.protocol.fields import HONOURED, REFUSED, VALUES, Field, Table, Values
 from puna.server.protocol.schemas import CHAT_COMPLETION, TEXT, TEXT_COMPLETION, array, record
 from puna.server.protocol.types import Any_, Array, Boolean, Integer, Number, Reader, Text
 from puna.server.service import Service
+from puna.server.updates import TextDelta
 
 _FORWARDED = {"messages": "/v1/chat/completions", "prompt": "/v1/completions"}
 

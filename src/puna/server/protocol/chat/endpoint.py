@@ -11,16 +11,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from puna.server.events import EventStream
-from puna.server.generation import (
-    Finished,
-    Generation,
-    PrefillProgress,
-    Running,
-    TextDelta,
-    ToolCallArguments,
-    ToolCallStart,
-    Update,
-)
+from puna.server.generation import Generation, Running
 from puna.server.protocol.chat.fields import CHAT
 from puna.server.protocol.chat.request import read_generation
 from puna.server.protocol.choices import (
@@ -40,6 +31,7 @@ from puna.server.protocol.endpoint import Call, add_endpoint
 from puna.server.protocol.logprobs import entries_of
 from puna.server.protocol.schemas import CHAT_COMPLETION
 from puna.server.service import Service
+from puna.server.updates import Finished, PrefillProgress, TextDelta, ToolCallArguments, ToolCallStart, Update
 
 
 def router(service: Service) -> APIRouter:

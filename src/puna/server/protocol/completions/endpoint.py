@@ -11,7 +11,7 @@ from starlette.responses import Response
 from puna.engine import TokenLogprobs
 from puna.server.errors import ApiError
 from puna.server.events import EventStream
-from puna.server.generation import Finished, Generation, Running, TextDelta, Update
+from puna.server.generation import Generation, Running
 from puna.server.protocol.answer_format import read_format
 from puna.server.protocol.choices import (
     DONE,
@@ -32,6 +32,7 @@ from puna.server.protocol.logprobs import token_text
 from puna.server.protocol.sampling import read_options
 from puna.server.protocol.schemas import TEXT_COMPLETION
 from puna.server.service import Service
+from puna.server.updates import Finished, TextDelta, Update
 
 
 def router(service: Service) -> APIRouter:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from puna.options import Options
 from puna.server.errors import ApiError
 from puna.server.events import EventStream, event
-from puna.server.generation import Generation, Running, Update, encode
+from puna.server.generation import Generation, Running, encode
 from puna.server.protocol.choices import start
 from puna.server.protocol.endpoint import Call, add_endpoint
 from puna.server.protocol.messages.content import continues_answer, to_messages
@@ -22,6 +22,7 @@ from puna.server.protocol.reasoning import read_effort, switches
 from puna.server.protocol.sampling import read_options
 from puna.server.protocol.schemas import INT, MESSAGE, record
 from puna.server.service import Service
+from puna.server.updates import Update
 
 
 def router(service: Service) -> APIRouter:

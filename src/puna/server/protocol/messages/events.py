@@ -7,7 +7,7 @@ import secrets
 from typing import Any
 
 from puna.server.errors import ApiError
-from puna.server.generation import Finished, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
+from puna.server.updates import Finished, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
 
 Event = dict[str, Any]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from puna.engine import TokenLogprobs
 from puna.server.errors import ApiError
-from puna.server.generation import Finished, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
 from puna.server.protocol.responses.resource import call_item, message_item, new_id, text_part, usage_object
+from puna.server.updates import Finished, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
 
 Event = dict[str, Any]
 Entry = Mapping[str, Any]

@@ -6,9 +6,9 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from puna.server.generation import Usage
 from puna.server.protocol.fields import Values
 from puna.server.protocol.tagged import Skipped
+from puna.server.updates import Usage
 
 _ECHOED = (
     "instructions", "max_output_tokens", "parallel_tool_calls", "user", "safety_identifier", "prompt_cache_key",
