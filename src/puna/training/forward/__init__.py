@@ -1,1 +1,1 @@
-"""Forward passes with gradients: `base` is their interface."""
+"""Forward passes with gradients: `base` is their interface; `reference` is readable, and `fused` is fast."""

@@ -1,0 +1,162 @@
+"""`FusedLayer`: a decoder layer as one autograd function that keeps few tensors.
+
+Legend: T tokens, D hidden, I intermediate, H heads, K kv heads, E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from puna.model.llama import LlamaDecoderLayer
+from puna.training.forward.fused.attention import Attention
+from puna.training.forward.fused.elementwise import gated, gated_backward, rms_norm, rms_norm_backward, rotate_
+from puna.training.forward.fused.projection import Kept, Projection, Tensors, master_of
+from puna.training.methods.base import Trainable
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What all layers of a forward pass share.
+
+    Attributes:
+        attention: the attention within the documents.
+        cos, sin: (T, 1, E/2) float32.
+        seed: of the dropout; None without dropout.
+        checkpointing: keep only the input of each layer, and compute its other activations again.
+    """
+
+    attention: Attention
+    cos: Tensor
+    sin: Tensor
+    seed: int | None
+    checkpointing: bool
+
+
+class FusedLayer:
+    """Computes a decoder layer.
+
+    Args:
+        trainable: the model and its trainable parameters.
+        prefix: the name of the layer, such as "model.layers.0".
+        layer: the module.
+        dtype: the type of the computation.
+    """
+
+    def __init__(self, trainable: Trainable, prefix: str, layer: LlamaDecoderLayer, dtype: torch.dtype) -> None:
+        def projection(parent: str, *names: str) -> Projection:
+            module = getattr(layer, parent)
+            layers = {f"{prefix}.{parent}.{name}.weight": getattr(module, name) for name in names}
+            return Projection(trainable, layers, dtype)
+
+        self.trainable, self.dtype = trainable, dtype
+        self._head_dim = layer.self_attn.head_dim
+        self._qkv = projection("self_attn", "q_proj", "k_proj", "v_proj")
+        self._o = projection("self_attn", "o_proj")
+        self._gate_up = projection("mlp", "gate_proj", "up_proj")
+        self._down = projection("mlp", "down_proj")
+        self._names = (f"{prefix}.input_layernorm.weight", f"{prefix}.post_attention_layernorm.weight")
+        self._norms = (layer.input_layernorm, layer.post_attention_layernorm)
+
+    def __call__(self, x: Tensor, current: Pass) -> Tensor:
+        """Returns the output of the layer for x, (T, D), with its gradient function."""
+        tensors = dict(
+            item for projection in (self._qkv, self._o, self._gate_up, self._down) for item in projection.inputs()
+        )
+        for name, norm in zip(self._names, self._norms, strict=True):
+            if norm.weight.requires_grad:
+                tensors[name] = master_of(self.trainable, name, norm.weight)
+        out: Tensor = _Function.apply(x, self, current, tuple(tensors), *tensors.values())  # type: ignore[no-untyped-call]
+        return out
+
+    def forward(self, x: Tensor, current: Pass, tensors: Tensors) -> tuple[Tensor, list[Tensor], list[Kept]]:
+        """Returns the output, the activations that `backward` needs besides x, and those of the projections."""
+        qkv, kept_qkv = self._qkv.forward(self._normed(x, 0), tensors)
+        self._rotate(qkv, current, 1)
+        attention = current.attention.forward(qkv)
+        out, kept_o = self._o.forward(attention, tensors)
+        middle = out.add_(x)
+        gate_up, kept_gate_up = self._gate_up.forward(self._normed(middle, 1), tensors)
+        out, kept_down = self._down.forward(gated(gate_up), tensors)
+        return out.add_(middle), [qkv, attention, middle, gate_up], [kept_qkv, kept_o, kept_gate_up, kept_down]
+
+    def backward(
+        self, g: Tensor, x: Tensor, saved: list[Tensor], kept: list[Kept], current: Pass, tensors: Tensors, first: bool
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Returns the gradient of x, or None if it is not needed (`first`), and those of `tensors`."""
+        qkv, attention, middle, gate_up = saved
+        gradients: dict[str, Tensor] = {}
+        gg = self._down.backward(g, gated(gate_up), kept[3], tensors, gradients, True)
+        gg = gated_backward(gg, gate_up)
+        gg = self._gate_up.backward(gg, self._normed(middle, 1), kept[2], tensors, gradients, True)
+        g = self._norm_backward(gg, middle, 1, tensors, gradients).add_(g)
+        ga = self._o.backward(g, attention, kept[1], tensors, gradients, True)
+        ga = current.attention.backward(ga, qkv)
+        self._rotate(ga, current, -1)
+        propagate = not first or self._names[0] in tensors
+        gn = self._qkv.backward(ga, self._normed(x, 0), kept[0], tensors, gradients, propagate)
+        if not propagate:
+            return None, gradients
+        return self._norm_backward(gn, x, 0, tensors, gradients).add_(g), gradients
+
+    def _normed(self, x: Tensor, index: int) -> Tensor:
+        norm = self._norms[index]
+        return rms_norm(x, norm.weight.detach().to(x.dtype), norm.eps)
+
+    def _norm_backward(
+        self, g: Tensor, x: Tensor, index: int, tensors: Tensors, gradients: dict[str, Tensor]
+    ) -> Tensor:
+        norm, name = self._norms[index], self._names[index]
+        gx, gw = rms_norm_backward(g, x, norm.weight.detach(), norm.eps, name in tensors)
+        if gw is not None:
+            gradients[name] = gw
+        return gx
+
+    def _rotate(self, qkv: Tensor, current: Pass, direction: int) -> None:
+        """Rotates queries and keys, or their gradients back (-1), in place."""
+        attention = current.attention
+        heads = qkv.view(len(qkv), -1, self._head_dim)[:, : attention.heads + attention.kv_heads]
+        rotate_(heads, current.cos, current.sin * direction)
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, layer: FusedLayer, current: Pass, names: tuple[str, ...], *values: Tensor
+    ) -> Tensor:
+        with layer.trainable.dropping(current.seed):
+            out, saved, kept = layer.forward(x, current, dict(zip(names, values, strict=True)))
+        ctx.layer, ctx.current, ctx.names = layer, current, names
+        if current.checkpointing:
+            ctx.save_for_backward(x, *values)
+            return out
+        ctx.ranks = [(len(item.inner), item.unscaled is not None) for item in kept]
+        flat = [tensor for item in kept for tensor in (*item.inner, item.unscaled) if tensor is not None]
+        ctx.save_for_backward(x, *values, *saved, *flat)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        layer, current, names = ctx.layer, ctx.current, ctx.names
+        x, *rest = ctx.saved_tensors
+        values, rest = rest[: len(names)], rest[len(names) :]
+        tensors = dict(zip(names, values, strict=True))
+        with torch.no_grad(), layer.trainable.dropping(current.seed):
+            if current.checkpointing:
+                _, saved, kept = layer.forward(x, current, tensors)
+            else:
+                saved, kept = rest[:4], _restored(rest[4:], ctx.ranks)
+            (g,) = gradients
+            gx, result = layer.backward(g, x, saved, kept, current, tensors, not ctx.needs_input_grad[0])
+        return (gx, None, None, None, *(result[name] for name in names))
+
+
+def _restored(flat: list[Tensor], ranks: list[tuple[int, bool]]) -> list[Kept]:
+    tensors, result = iter(flat), []
+    for count, scaled in ranks:
+        inner = [next(tensors) for _ in range(count)]
+        result.append(Kept(inner, next(tensors) if scaled else None))
+    return result

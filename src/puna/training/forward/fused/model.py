@@ -1,0 +1,101 @@
+"""`FusedForward`: the fast forward pass of training, for methods that change or add to the weights of matrices.
+
+Legend: T tokens of all documents, D hidden, N virtual tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from puna.model.llama import LlamaDecoderLayer, LlamaRMSNorm
+from puna.model.quantized import QuantLinear
+from puna.model.rope import angles
+from puna.training.batch import Batch
+from puna.training.forward.fused.attention import Attention, group_documents
+from puna.training.forward.fused.elementwise import rms_norm, rms_norm_backward
+from puna.training.forward.fused.head import cross_entropy
+from puna.training.forward.fused.layer import FusedLayer, Pass
+from puna.training.forward.fused.projection import master_of
+from puna.training.forward.rows import Supervised, decoder_of, positions, prepend, remove
+from puna.training.methods.base import Trainable
+
+
+class FusedForward:
+    """Computes in the type of the model. `unsupported` in `support.py` says what it does not implement.
+
+    Args:
+        trainable: the model and its trainable parameters.
+        checkpointing: recompute the activations of each layer in the backward pass.
+    """
+
+    name = "fused"
+
+    def __init__(self, trainable: Trainable, checkpointing: bool = False) -> None:
+        self.trainable, self.training = trainable, True
+        self._checkpointing = checkpointing
+        model = trainable.model
+        self._decoder = decoder_of(trainable)
+        self._dtype = model.dtype
+        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._layers = [
+            FusedLayer(trainable, name, module, self._dtype)
+            for name, module in model.named_modules()
+            if isinstance(module, LlamaDecoderLayer)
+        ]
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Returns the hidden states after the final norm, (T, D), in the type of the model."""
+        prompt = self.trainable.prompt
+        x = prepend(self._embeddings(batch), batch.lengths, prompt)
+        count = 0 if prompt is None else len(prompt)
+        lengths = tuple(count + length for length in batch.lengths)
+        rotary = self._decoder.rotary_emb
+        cos, sin = (part[0, 0, :, None] for part in angles(positions(lengths)[None], rotary.inv_freq, rotary.scaling))
+        current = Pass(self._attention(lengths), cos, sin, batch.seed if self.training else None, self._checkpointing)
+        for layer in self._layers:
+            x = layer(x, current)
+        return remove(self._normed(x), batch.lengths, count)
+
+    def losses(self, batch: Batch, scale: float) -> Tensor:
+        """Returns the scalar sum over i of weights[i] * CE[i] * scale, float32."""
+        head = self.trainable.model.get_output_embeddings()
+        assert head is not None, "only language models have losses of tokens"
+        value = head.weight.detach().to(self._dtype)
+        weight = value if isinstance(head, QuantLinear) else self._master(head.weight)
+        return cross_entropy(self.hidden(batch), weight, Supervised.of(batch), scale, value)
+
+    def _attention(self, lengths: tuple[int, ...]) -> Attention:
+        config = self.trainable.model.config
+        groups = group_documents(lengths, config.num_attention_heads)
+        return Attention(config.num_attention_heads, config.num_key_value_heads, config.head_dim, tuple(groups))
+
+    def _embeddings(self, batch: Batch) -> Tensor:
+        ids, module = torch.from_numpy(batch.ids), self._decoder.embed_tokens
+        if isinstance(module, nn.Embedding) and any(parameter.requires_grad for parameter in module.parameters()):
+            return nn.functional.embedding(ids, self._master(module.weight), module.padding_idx).to(self._dtype)
+        return self._decoder.embed(ids[None])[0].to(self._dtype)  # (T, D)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        norm: LlamaRMSNorm = self._decoder.norm
+        out: Tensor = _Norm.apply(x, self._master(norm.weight), norm.weight.detach(), norm.eps)  # type: ignore[no-untyped-call]
+        return out
+
+    def _master(self, parameter: Tensor) -> Tensor:
+        return master_of(self.trainable, self._names[id(parameter)], parameter)
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, value: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x, value)
+        ctx.eps = eps
+        return rms_norm(x, value.to(x.dtype), eps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, value = ctx.saved_tensors
+        gx, gw = rms_norm_backward(gradients[0], x, value, ctx.eps, ctx.needs_input_grad[1])
+        return gx, gw, None, None

@@ -1,0 +1,184 @@
+"""`Projection`: linear layers that read the same inputs, computed as one, with low-rank changes and scalings.
+
+Legend: T tokens, I inputs, O outputs of one layer or of all, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from puna.training.forward.fused.matrices import matrix_of
+from puna.training.forward.fused.products import add_product, product
+from puna.training.methods.base import LowRankParameters, Trainable
+
+Tensors = Mapping[str, Tensor]
+"""Values that a layer of the model reads and that may train, by name."""
+
+
+@dataclass
+class Kept:
+    """Values of the forward pass that the backward pass reads: the results of each `a`, (T, R); unscaled outputs."""
+
+    inner: list[Tensor] = field(default_factory=list)
+    unscaled: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A low-rank change of one layer, in the type of the computation; `b` includes the scale."""
+
+    name: str
+    rows: slice
+    a: Tensor
+    b: Tensor
+    scale: float
+    mask: Tensor | None
+
+
+class Projection:
+    """Computes linear layers, and their gradients.
+
+    Args:
+        trainable: the model and its trainable parameters.
+        layers: the layers by the names of their matrices.
+        dtype: the type of the computation.
+    """
+
+    def __init__(self, trainable: Trainable, layers: Mapping[str, nn.Linear], dtype: torch.dtype) -> None:
+        self._trainable, self._layers, self._dtype = trainable, layers, dtype
+        self._matrix = matrix_of(list(layers.values()), dtype)
+        biases = [layer.bias.detach().to(dtype) for layer in layers.values() if layer.bias is not None]
+        self._bias = torch.cat(biases) if biases else None
+        self._rows: dict[str, slice] = {}
+        start = 0
+        for name, layer in layers.items():
+            self._rows[name] = slice(start, start + layer.out_features)
+            start += layer.out_features
+        self._indices = {name: index for index, name in enumerate(trainable.low_rank)}
+
+    def inputs(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields the trainable values by name, and the factors of outputs and inputs, which depend on some."""
+        for name, layer in self._layers.items():
+            change = self._trainable.low_rank.get(name)
+            if change is not None:
+                yield f"{name}.a", change.a
+                yield f"{name}.b", change.b
+                if change.magnitude is not None:
+                    yield f"{name}.outputs", change.magnitude / self._norms(name, layer, change)
+            scaling = self._trainable.scalings.get(name)
+            if scaling is not None:
+                yield f"{name}.{scaling.side}", scaling.factors
+            if layer.weight.requires_grad:
+                yield name, master_of(self._trainable, name, layer.weight)
+
+    def forward(self, x: Tensor, tensors: Tensors) -> tuple[Tensor, Kept]:
+        """Returns the outputs, (T, O), of x, (T, I), and what `backward` needs besides x."""
+        kept, factors = Kept(), self._input_factors(tensors)
+        x = x if factors is None else (x * factors).to(x.dtype)
+        y = product(x, self._matrix.value())
+        if self._bias is not None:
+            y += self._bias
+        changes = self._changes(x, tensors)
+        if changes and all(change.mask is None for change in changes):
+            inner = product(x, _joined([change.a for change in changes]))  # (T, R of all)
+            kept.inner = list(torch.split(inner, [len(change.a) for change in changes], dim=1))
+        else:
+            kept.inner = [product(_masked(x, change.mask), change.a) for change in changes]
+        for change, inner in zip(changes, kept.inner, strict=True):
+            add_product(y[:, change.rows], inner, change.b)
+        scales = self._output_factors(tensors)
+        if scales is not None:
+            kept.unscaled, y = y, (y * scales).to(y.dtype)
+        return y, kept
+
+    def backward(
+        self, g: Tensor, x: Tensor, kept: Kept, tensors: Tensors, gradients: dict[str, Tensor], propagate: bool
+    ) -> Tensor:
+        """Returns the gradient of x, and adds those of `tensors` to `gradients`; g is that of the outputs, (T, O).
+
+        The gradient of x lacks the part of the matrix unless `propagate`.
+        """
+        scales, factors = self._output_factors(tensors), self._input_factors(tensors)
+        if scales is not None:
+            assert kept.unscaled is not None
+            sums = (g.float() * kept.unscaled).sum(0)
+            gradients.update((f"{name}.outputs", sums[rows]) for name, rows in self._rows.items())
+            g = (g * scales).to(g.dtype)
+        scaled = x if factors is None else (x * factors).to(x.dtype)
+        gx = product(g, self._matrix.value().t()) if propagate or factors is not None else torch.zeros_like(x)
+        self._changes_backward(g, scaled, gx, kept, tensors, gradients)
+        for name, rows in self._rows.items():
+            if name in tensors:
+                gradients[name] = product(g[:, rows].t(), scaled.t()).to(tensors[name].dtype)
+        if factors is not None:
+            (name,) = self._rows
+            gradients[f"{name}.inputs"] = (gx.float() * x).sum(0)
+            gx = (gx * factors).to(gx.dtype)
+        return gx
+
+    def _changes_backward(
+        self, g: Tensor, x: Tensor, gx: Tensor, kept: Kept, tensors: Tensors, gradients: dict[str, Tensor]
+    ) -> None:
+        """Adds the part of the low-rank changes to gx, the gradient of x; R times O or I numbers, never I times O."""
+        changes = self._changes(x, tensors)
+        inner = [product(g[:, change.rows], change.b.t()) for change in changes]  # (T, R) each
+        for change, forward in zip(changes, kept.inner, strict=True):
+            gradients[f"{change.name}.b"] = product(g[:, change.rows].t(), forward.t()).float().mul_(change.scale)
+        if changes and all(change.mask is None for change in changes):
+            joined = _joined(inner, dim=1)
+            sums = torch.split(product(joined.t(), x.t()).float(), [len(change.a) for change in changes])
+            gradients.update((f"{change.name}.a", part) for change, part in zip(changes, sums, strict=True))
+            add_product(gx, joined, _joined([change.a for change in changes]).t())
+            return
+        for change, part in zip(changes, inner, strict=True):
+            gradients[f"{change.name}.a"] = product(part.t(), _masked(x, change.mask).t()).float()
+            gx += _masked(product(part, change.a.t()), change.mask)
+
+    def _changes(self, x: Tensor, tensors: Tensors) -> list[_Change]:
+        changes = []
+        for name, rows in self._rows.items():
+            change = self._trainable.low_rank.get(name)
+            if change is None:
+                continue
+            mask = self._trainable.dropout_mask(self._indices[name], x, change.dropout)
+            b = (tensors[f"{name}.b"].detach() * change.scale).to(self._dtype)
+            changes.append(_Change(name, rows, tensors[f"{name}.a"].detach().to(self._dtype), b, change.scale, mask))
+        return changes
+
+    def _output_factors(self, tensors: Tensors) -> Tensor | None:
+        """Returns the factors of all outputs, (O,) float32; None if nothing scales them."""
+        if not any(f"{name}.outputs" in tensors for name in self._rows):
+            return None
+        ones = {name: torch.ones(rows.stop - rows.start) for name, rows in self._rows.items()}
+        return torch.cat([tensors.get(f"{name}.outputs", one).detach() for name, one in ones.items()])
+
+    def _input_factors(self, tensors: Tensors) -> Tensor | None:
+        """Returns the factors of the inputs, (I,) float32; only a projection of one layer can have them."""
+        for name in self._rows:
+            if f"{name}.inputs" in tensors:
+                return tensors[f"{name}.inputs"].detach()
+        return None
+
+    @torch.no_grad()
+    def _norms(self, name: str, layer: nn.Linear, change: LowRankParameters) -> Tensor:
+        """Returns the norms of the rows of the changed matrix, (O,): DoRA treats them as constants."""
+        weight = layer.weight.float() + product(change.b, change.a.t()).mul_(change.scale)
+        norms: Tensor = torch.linalg.vector_norm(weight, dim=1)
+        return norms
+
+
+def master_of(trainable: Trainable, name: str, parameter: Tensor) -> Tensor:
+    """Returns the float32 values of a parameter of the model: its own, or the copy that the optimizer changes."""
+    return trainable.masters[name][0] if name in trainable.masters else parameter
+
+
+def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else (x * mask).to(x.dtype)
