@@ -12,8 +12,8 @@ from puna.files.reading import path_argument, reading_errors
 BLOCK = 2**20
 """Bytes of a block: large enough that calls cost nothing, small enough that the memory does not matter."""
 
-_MAX_LINE = 16 * BLOCK
-"""Characters after which a block ends even if it contains no end of a line."""
+_LONG = 16
+"""Blocks after which a block ends even if no line ends with a letter."""
 
 
 def find_text_files(paths: Sequence[str | Path], error: type[PunaError]) -> list[Path]:
@@ -56,7 +56,7 @@ def text_blocks(path: Path, error: type[PunaError], size: int = BLOCK) -> Iterat
             _check_text(data, path, position, error)
             rest += _decode(decoder, data, path, position, error)
             position += len(data)
-            if end := _block_end(rest):
+            if end := _block_end(rest, len(rest) > _LONG * size):
                 yield rest[:end]
                 rest = rest[end:]
         rest += _decode(decoder, b"", path, position, error, final=True)
@@ -90,11 +90,12 @@ def _check_text(data: bytes, path: Path, position: int, error: type[PunaError]) 
         raise error(f"{path}: byte {position + first} is 0, so the file is binary; give a text file in UTF-8")
 
 
-def _block_end(text: str) -> int:
-    """Returns where to end a block: before the last line end after a letter, before the last line end, or nowhere."""
+def _block_end(text: str, is_long: bool) -> int:
+    """Returns where to end a block: before the last line end after a letter; if there is none, 0 unless it is long."""
     end = text.rfind("\n")
     while end > 0 and not text[end - 1].isalpha():
-        end = text.rfind("\n", len(text) // 2, end)
-    if end <= 0:
+        end = text.rfind("\n", 0, end)
+    if end <= 0 and is_long:
         end = text.rfind("\n")
-    return end if end > 0 else len(text) * (len(text) > _MAX_LINE)
+        return end if end > 0 else len(text)
+    return max(end, 0)

@@ -45,7 +45,7 @@ def train(blocks: Iterator[str], settings: TokenizerTraining) -> LlamaTokenizer:
         TokenizerError: the text is too small for the vocabulary, or the vocabulary is too small for its characters.
     """
     model = _characters(blocks, settings) if settings.kind == "char" else _bpe(blocks, settings)
-    return LlamaTokenizer(model_proto=model, behaviour="sp")
+    return LlamaTokenizer(model_proto=model, behaviour="sp", add_bos_token=settings.kind != "char")
 
 
 def _bpe(blocks: Iterator[str], settings: TokenizerTraining) -> bytes:

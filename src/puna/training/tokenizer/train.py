@@ -37,7 +37,8 @@ class TokenizerTraining:
 
     Attributes:
         kind: "llama2" is SentencePiece BPE: text without pre-tokenizer, single digits, bytes for rare characters.
-            "llama3" is byte-level BPE with Llama 3's pre-tokenizer. "char" has a token for each character.
+            "llama3" is byte-level BPE with Llama 3's pre-tokenizer. "char" has a token for each character, and adds no
+            BOS to texts.
         vocab_size: number of tokens, special tokens and bytes included; None means the size of the model of this name,
             and all characters of the text for "char".
         byte_fallback: whether 256 tokens represent the bytes of characters without a token, which otherwise become

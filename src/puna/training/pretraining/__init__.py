@@ -1,0 +1,1 @@
+"""Pretraining: the tokens of texts in files, windows of tokens, and models with random weights."""
