@@ -10,7 +10,8 @@ import pytest
 
 from puna import LLM, AsyncLLM
 from puna.checkpoint import inspect_checkpoint
-from puna.classification import ClassificationHead, last_token
+from puna.classification import ClassificationHead
+from puna.config.labels import last_token
 from puna.errors import RequestError
 from tests.helpers.classifiers import write_classifier
 from tests.helpers.torch_files import BACKENDS, needs_torch

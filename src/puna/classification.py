@@ -72,12 +72,3 @@ class ClassificationHead:
         exponentials = np.exp(logits - logits.max())
         scores: NDArray[np.float64] = exponentials / exponentials.sum()
         return scores
-
-
-def last_token(ids: Sequence[int], pad_token_id: int | None) -> int:
-    """Returns the index of the token whose state is classified: the last one that is not padding.
-
-    As in transformers, a text that ends with the padding token, which is often the end token, is classified before it.
-    A text of padding alone is classified at its last token.
-    """
-    return next((index for index in reversed(range(len(ids))) if ids[index] != pad_token_id), len(ids) - 1)

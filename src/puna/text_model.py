@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from puna.answer import Answer, Candidates, check_stops
 from puna.backends import check_language_model
-from puna.classification import ClassificationHead, last_token
+from puna.classification import ClassificationHead
 from puna.config import generation_notes
+from puna.config.labels import last_token
 from puna.engine import Request
 from puna.errors import MissingExtraError, RequestError, show
 from puna.grammars.rules import read_rule

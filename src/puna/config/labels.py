@@ -1,9 +1,9 @@
-"""The classes of a classification head: derives each of `num_labels`, `id2label` and `label2id` from the others."""
+"""Facts about classification heads: `num_labels`, `id2label` and `label2id`, and the token whose state a head reads."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from puna.config.checks import check_whole
@@ -59,3 +59,12 @@ def _read_ids(label2id: Any) -> dict[str, Any]:
     if not isinstance(label2id, Mapping):
         raise ConfigError(f"label2id is {show(label2id)}; it must map names to whole numbers")
     return dict(label2id)
+
+
+def last_token(ids: Sequence[int], pad_token_id: int | None) -> int:
+    """Returns the index of the token whose state is classified: the last one that is not padding.
+
+    As in transformers, a text that ends with the padding token, which is often the end token, is classified before it.
+    A text of padding alone is classified at its last token.
+    """
+    return next((index for index in reversed(range(len(ids))) if ids[index] != pad_token_id), len(ids) - 1)

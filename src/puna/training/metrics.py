@@ -178,6 +178,32 @@ def _regression(targets: Floats, values: Floats) -> dict[str, Any]:
     }
 
 
+def roc_points(
+    problem: Problem, targets: NDArray[Any], logits: Floats, names: Sequence[str], most: int = 200
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Returns (false positive rates, true positive rates) by class, for charts; of two classes only the second.
+
+    The arguments are those of `evaluate_labels`. A curve has at most `most` points; a class without positive or
+    negative texts, and a regression, have none.
+    """
+    if problem == "regression":
+        return {}
+    curves = {}
+    for index, name in list(enumerate(names))[
+        1 if problem != "multi_label_classification" and len(names) == 2 else 0 :
+    ]:
+        positive = targets == index if targets.ndim == 1 else targets[:, index] > 0.5
+        scores = logits[:, index]
+        if targets.ndim == 1:  # the logarithm of the odds: the logit minus that of all other classes together
+            others = np.delete(logits, index, axis=1)
+            scores = scores - np.logaddexp.reduce(others, axis=1)
+        if 0 < positive.sum() < len(positive):
+            curve = roc_curve(positive, scores)
+            chosen = np.unique(np.linspace(0, len(curve[0]) - 1, min(most, len(curve[0]))).round().astype(np.int64))
+            curves[name] = (curve[0][chosen].tolist(), curve[1][chosen].tolist())
+    return curves
+
+
 def plain(value: float) -> float | None:
     """Returns a number for JSON: None for NaN."""
     return None if math.isnan(value) else value

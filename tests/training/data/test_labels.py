@@ -1,0 +1,181 @@
+"""Columns and labels of classifications: all forms, and errors that name file, line and remedy."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+from puna.errors import ConfigError, DataError
+from puna.tokenizer import load_tokenizer
+from puna.training.settings import TrainingSettings
+from puna.training.tasks.labelled import read_labelled
+from tests.golden.files import LAYOUTS
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(LAYOUTS["hf"])
+
+
+def read(data, tokenizer, **settings):
+    return read_labelled(data, TrainingSettings.of(settings), tokenizer)
+
+
+def labels_of(examples):
+    return [examples[index].label for index in range(len(examples))]
+
+
+def rows(*labels, column="label"):
+    return [{"text": f"the llama {index}", column: label} for index, label in enumerate(labels)]
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "expected"),
+    [
+        (["spam", "ham", "spam"], ("ham", "spam"), [1, 0, 1]),
+        ([10, 9, 10], ("9", "10"), [1, 0, 1]),
+        (["10", "9", " 10 "], ("9", "10"), [1, 0, 1]),
+        ([True, False], ("false", "true"), [1, 0]),
+        ([1.0, 0.0, 1.0], ("0", "1"), [1, 0, 1]),
+        ([np.int64(3), np.int64(1)], ("1", "3"), [1, 0]),
+        (["-1", "1"], ("-1", "1"), [0, 1]),
+    ],
+)
+def test_one_label_per_text(tokenizer, values, names, expected):
+    examples = read(rows(*values), tokenizer)
+    assert examples.labels.problem == "single_label_classification" and examples.labels.names == names
+    assert labels_of(examples) == expected
+    assert examples[0].ids.tolist() == tokenizer.encode("the llama 0") and not examples[0].weights.any()
+
+
+@pytest.mark.parametrize(
+    ("values", "settings"),
+    [
+        ([["a", "c"], [], ["b"]], {}),
+        (['["a", "c"]', "[]", '["b"]'], {}),
+        (["a|c", "", "b"], {"problem": "multi"}),
+        (["a, c", "", "b"], {"problem": "multi"}),
+        ([[0, 2], [], [1]], {"labels": ["a", "b", "c"]}),
+    ],
+)
+def test_several_labels_per_text(tokenizer, values, settings):
+    examples = read(rows(*values), tokenizer, **settings)
+    assert examples.labels.problem == "multi_label_classification" and examples.labels.names == ("a", "b", "c")
+    assert labels_of(examples) == [(1.0, 0.0, 1.0), (0.0, 0.0, 0.0), (0.0, 1.0, 0.0)]
+
+
+def test_a_column_per_class(tokenizer, tmp_path):
+    file = tmp_path / "toxic.csv"
+    file.write_text("id,comment,rude,threat\n1,the llama,1,0\n2,grass,0,0\n")
+    examples = read(file, tokenizer, labels=["threat", "rude"], problem="multi")
+    assert labels_of(examples) == [(0.0, 1.0), (0.0, 0.0)]
+    file.write_text("id,comment,rude,threat\n1,the llama,yes,0\n")
+    with pytest.raises(DataError, match=r"toxic\.csv, line 2: 'rude' is 'yes'; the column of a class must be 0 or 1"):
+        read(file, tokenizer, labels=["threat", "rude"], problem="multi")
+
+
+def test_regression(tokenizer):
+    examples = read(rows("2.5", "-1", "3", column="rating"), tokenizer)
+    assert examples.labels.problem == "regression" and examples.labels.names == ("rating",)
+    assert labels_of(examples) == [2.5, -1.0, 3.0]
+    examples = read(rows(1, 2, 3), tokenizer, problem="regression")
+    assert labels_of(examples) == [1.0, 2.0, 3.0]
+    examples = read(rows([1.5, 2], [3, 4]), tokenizer, problem="regression", labels=["x", "y"])
+    assert labels_of(examples) == [(1.5, 2.0), (3.0, 4.0)]
+
+
+def test_the_setting_names_classes_that_are_numbers_in_the_data(tokenizer):
+    examples = read(rows(0, 1, 0), tokenizer, labels=["negative", "positive"])
+    assert examples.labels.names == ("negative", "positive") and labels_of(examples) == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("header", "settings"),
+    [
+        ("text,label", {}),
+        ("Sentence , Sentiment", {}),
+        ("text,answer", {}),
+        ("v2,label", {}),
+        ("v2,v1", {"columns": {"text": "v2", "label": "v1"}}),
+    ],
+)
+def test_columns_are_recognised_or_named(tokenizer, tmp_path, header, settings):
+    file = tmp_path / "data.csv"
+    file.write_text(f'{header}\n"the llama, and",a\ngrass,b\n')
+    examples = read(file, tokenizer, **settings)
+    assert labels_of(examples) == [0, 1] and examples[0].ids.tolist() == tokenizer.encode("the llama, and")
+    assert str(examples[1].source) == f"{file}, line 3"
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "message"),
+    [
+        ("v1,v2\na,b\n", {}, r"line 2: the columns are 'v1', 'v2'; which have the text and the label\? Name them"),
+        ("text,x,y\na,b,c\n", {}, r"line 2: the columns are .*; which has the label\? Name it, for example columns = "),
+        ("text,label\na,b\n", {"columns": {"text": "txt"}}, "line 2: there is no column 'txt'.* 'text'"),
+        ("text,label\na,b\n", {"columns": {"body": "text"}}, "names 'body'; a classification has the columns text and"),
+        ("text,label\na,x\nb,\nc,y\n", {}, "line 3: the label is ''; it must be a name or a whole number. Add it"),
+        ("text,label\na,x\nb,x\n", {}, "all rows have the label 'x'; a classifier needs two"),
+        ("text,label\na,x\nb,z\n", {"labels": ["x", "yes"]}, "line 3: the label is 'z'; the labels are 'x', 'yes'"),
+        ("text,label\na,1.5\nb,z\n", {"problem": "regression"}, "line 3: the label is 'z'; .* must be a finite number"),
+        ("text,label\na,1.5\nb,nan\n", {"problem": "regression"}, "line 3: the label is 'nan'"),
+        ("text,label\n" + "".join(f"t,l{n}\n" for n in range(20)), {}, "all 20 rows have different values in 'label'"),
+        ("text,label\na,x\n,y\n", {"max_length": 2, "truncate": "error", "labels": ["x", "y"]}, None),
+        ("text,label\nthe llama lives in the grass,x\nb,y\n", {"max_length": 2, "truncate": "error"}, "line 2: the text"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_line_and_the_remedy(tokenizer, tmp_path, content, settings, message):
+    file = tmp_path / "data.csv"
+    file.write_text(content)
+    if message is None:
+        assert len(read(file, tokenizer, **settings)) == 2
+        return
+    with pytest.raises(DataError, match=message):
+        read(file, tokenizer, **settings)
+
+
+def test_rows_that_are_not_usable_are_skipped_on_request(tokenizer, tmp_path):
+    file = tmp_path / "data.jsonl"
+    lines = [*rows("a", None, "b"), {"text": 5, "label": "a"}, {"label": "a"}]
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n{\n")
+    with pytest.warns(UserWarning, match=r"row skipped: .*data\.jsonl, line") as caught:
+        examples = read(file, tokenizer, bad_rows="skip")
+    assert labels_of(examples) == [0, 1] and len(caught) == 4
+
+
+def test_held_out_rows_have_the_labels_of_the_training_data(tokenizer):
+    labels = read(rows("b", "a", "c"), tokenizer).labels
+    settings = TrainingSettings.of({})
+    assert labels_of(read_labelled(rows("c", "c"), settings, tokenizer, labels)) == [2, 2]
+    with pytest.raises(DataError, match="row 2: the label is 'd'; the labels are 'a', 'b', 'c'"):
+        read_labelled(rows("a", "d"), settings, tokenizer, labels)
+
+
+def test_long_texts_are_truncated_with_a_warning(tokenizer):
+    data = [{"text": "the llama lives in the grass", "label": "a"}, {"text": "grass", "label": "b"}]
+    ids = tokenizer.encode(data[0]["text"])
+    for side, expected in (("end", ids[:3]), ("start", ids[-3:])):
+        with pytest.warns(UserWarning, match=f"1 of 2 texts are longer than max_length = 3 tokens; their {side}"):
+            assert read(data, tokenizer, max_length=3, truncate=side)[0].ids.tolist() == expected
+
+
+def test_the_digest_depends_on_tokens_and_labels(tokenizer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        digests = {
+            read(data, tokenizer).digest()
+            for data in (rows("a", "b"), rows("b", "a"), rows("a", "c"), rows("a", "b")[::-1])
+        }
+    assert len(digests) == 4 and read(rows("a", "b"), tokenizer).digest() in digests
+
+
+def test_settings_that_contradict_the_data(tokenizer):
+    with pytest.raises(ConfigError, match="each name may occur once"):
+        read(rows("a", "b"), tokenizer, labels=["a", "a"])
+    with pytest.raises(ConfigError, match="needs at least two"):
+        read(rows("a", "a"), tokenizer, labels=["a"])
+    with pytest.raises(ConfigError, match="labels has 1 names, but .* has 2 numbers"):
+        read(rows([1.5, 2]), tokenizer, problem="regression", labels=["x"])
