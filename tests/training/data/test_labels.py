@@ -124,7 +124,7 @@ def test_columns_are_recognised_or_named(tokenizer, tmp_path, header, settings):
         ("text,label\na,1.5\nb,nan\n", {"problem": "regression"}, "line 3: the label is 'nan'"),
         ("text,label\n" + "".join(f"t,l{n}\n" for n in range(20)), {}, "all 20 rows have different values in 'label'"),
         ("text,label\na,x\n,y\n", {"max_length": 2, "truncate": "error", "labels": ["x", "y"]}, None),
-        ("text,label\nthe llama lives in the grass,x\nb,y\n", {"max_length": 2, "truncate": "error"}, "line 2: the text"),
+        ("text,label\nthe llama lives,x\nb,y\n", {"max_length": 2, "truncate": "error"}, "line 2: the text has"),
     ],
 )  # fmt: skip
 def test_errors_name_the_line_and_the_remedy(tokenizer, tmp_path, content, settings, message):
@@ -177,5 +177,5 @@ def test_settings_that_contradict_the_data(tokenizer):
         read(rows("a", "b"), tokenizer, labels=["a", "a"])
     with pytest.raises(ConfigError, match="needs at least two"):
         read(rows("a", "a"), tokenizer, labels=["a"])
-    with pytest.raises(ConfigError, match="labels has 1 names, but .* has 2 numbers"):
+    with pytest.raises(ConfigError, match=r"labels has 1 names, but .* has 2 numbers"):
         read(rows([1.5, 2]), tokenizer, problem="regression", labels=["x"])
