@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from puna.model import LlamaForCausalLM, LlamaPreTrainedModel
-from puna.tokenizer import PreTrainedTokenizerBase
+from puna.tokenizer import PreTrainedTokenizerBase, load_tokenizer
 from puna.training.batch import Batch, Example
 from puna.training.forward.base import Forward
 from puna.training.settings import TrainingSettings
@@ -47,9 +46,32 @@ class Task(ABC):
         """Returns the examples of held-out data, read after the training data."""
         return self.read(data, settings, tokenizer)
 
-    def load_model(self, path: str | Path, settings: TrainingSettings, examples: Examples) -> LlamaPreTrainedModel:
-        """Returns the model with the head that the task needs; `examples` determine the number of labels."""
-        return LlamaForCausalLM.from_pretrained(path, dtype=getattr(torch, settings.dtype))
+    def load_model(
+        self, settings: TrainingSettings, examples: Examples, keep_quantized: bool = False
+    ) -> LlamaPreTrainedModel:
+        """Returns the model with the head that the task needs.
+
+        PyTorch's global random state is that of the run's seed during the call.
+
+        Args:
+            examples: determine the number of labels.
+            keep_quantized: argument of `from_pretrained`.
+        """
+        return LlamaForCausalLM.from_pretrained(
+            settings.model, dtype=getattr(torch, settings.dtype), keep_quantized=keep_quantized
+        )
+
+    def load_tokenizer(self, settings: TrainingSettings) -> PreTrainedTokenizerBase:
+        """Returns the tokenizer of the model."""
+        return load_tokenizer(settings.tokenizer or settings.model)
+
+    def encode_prompt(self, prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Returns the ids of a prompt for samples."""
+        return list(tokenizer.encode(prompt))
+
+    def weight(self, batch: Batch) -> float:
+        """Returns the divisor of the summed loss of a batch."""
+        return batch.total_weight
 
     def loss(self, forward: Forward, batch: Batch, scale: float) -> Tensor:
         """Returns the summed loss of a batch times `scale`, a scalar; the loop chooses `scale` as 1 / total weight."""
@@ -60,5 +82,5 @@ class Task(ABC):
         total = weight = 0.0
         for batch in batches:
             total += float(self.loss(forward, batch, 1.0))
-            weight += batch.total_weight
+            weight += self.weight(batch)
         return {"loss": total / weight}

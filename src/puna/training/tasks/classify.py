@@ -5,6 +5,7 @@ Legend: T tokens of all texts of a batch, B texts, C classes, D hidden.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from puna.checkpoint import locate_model, open_checkpoint
 from puna.config.labels import last_token
 from puna.errors import ConfigError, show
 from puna.model import LlamaForSequenceClassification, LlamaPreTrainedModel
@@ -55,11 +57,21 @@ class Classify(Task):
         Raises:
             ConfigError: the model is a classifier with other labels.
         """
+        checkpoint = open_checkpoint(locate_model(settings.model or None))
+        trained = tuple(checkpoint.config.id2label.values()) if checkpoint.head == "classification" else None
+        if trained not in (None, self._labels.names):
+            raise ConfigError(
+                f"{settings.model}: the model is a classifier with the labels {', '.join(map(show, trained[:10]))}, "
+                f"but the data has {', '.join(map(show, self._labels.names[:10]))}; set labels to those of the model "
+                "in their order, or train the language model that it was made from"
+            )
         names = dict(enumerate(self._labels.names))
-        self._model = LlamaForSequenceClassification.from_pretrained(
-            settings.model, dtype=getattr(torch, settings.dtype), keep_quantized=keep_quantized, id2label=names,
-            label2id={name: index for index, name in names.items()}, problem_type=self._labels.problem,
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*score.weight.*")  # a new head is intended
+            self._model = LlamaForSequenceClassification.from_pretrained(
+                checkpoint.path, dtype=getattr(torch, settings.dtype), keep_quantized=keep_quantized, id2label=names,
+                label2id={name: index for index, name in names.items()}, problem_type=self._labels.problem,
+            )  # fmt: skip
         return self._model
 
     def weight(self, batch: Batch) -> float:
