@@ -10,6 +10,7 @@ from torch import Tensor
 
 from puna.adapters import Adapter
 from puna.adapters.patterns import is_target, pattern_value
+from puna.adapters.patterns import matches as matches_name
 from puna.adapters.slots import model_tensors, saved_slots
 from puna.checkpoint.names import EMBEDDING, SCORE
 from puna.checkpoint.weight import RowSource
@@ -56,13 +57,11 @@ def select_matrices(trainable: Trainable, settings: TrainingSettings, targets: S
         ConfigError: a name or the expression selects no matrix.
     """
     shapes = {name: shape for name, shape in tensors_of(trainable).items() if len(shape) == 2 and name != SCORE}
-    rules: dict[str, Any] = {
-        "exclude_modules": list(settings.exclude or ()),
-        "modules_to_save": list(settings.modules_to_save or ()),
-    }
+    rules: dict[str, Any] = {}
     if targets == "all-linear":
         targets = sorted({name.split(".")[-2] for name in shapes if name.startswith("model.layers.")})
     numbers = layer_numbers(settings.layers, trainable.model.config)
+    exclude = [*(settings.exclude or ()), *(settings.modules_to_save or ())]
     selected: set[str] = set()
     for target in [targets] if isinstance(targets, str) else targets:
         rules["target_modules"] = target if isinstance(targets, str) else [target]
@@ -73,13 +72,14 @@ def select_matrices(trainable: Trainable, settings: TrainingSettings, targets: S
                 f"{', '.join(sorted({name.split('.')[-2] for name in shapes}))}"
             )
         selected |= {name for name in matches if _layer(name) is None or _layer(name) in numbers}
+    selected = {name for name in selected if not matches_name("exclude", exclude, name.removesuffix(".weight"))}
     if EMBEDDING in selected:
         raise ConfigError(
             "targets selects embed_tokens, for which puna trains no low-rank change; set modules_to_save to train the "
             "complete matrix, or trainable_tokens for some rows"
         )
     if not selected:
-        raise ConfigError(f"targets and layers {show(settings.layers)} select no matrix; change one of them")
+        raise ConfigError("targets, layers, exclude and modules_to_save together select no matrix; change one of them")
     return {name: shape for name, shape in shapes.items() if name in selected}
 
 
