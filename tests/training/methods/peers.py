@@ -105,7 +105,9 @@ def peers_name(name: str) -> str:
     """Returns puna's name of a parameter of PEFT."""
     for part in ("base_model.", ".default", ".modules_to_save"):
         name = name.replace(part, "")
-    name = name.replace("model.model.", "model.", 1).replace("model.lm_head.", "lm_head.").replace("model.score", "score")
+    name = (
+        name.replace("model.model.", "model.", 1).replace("model.lm_head.", "lm_head.").replace("model.score", "score")
+    )
     return name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
 
 

@@ -103,9 +103,8 @@ class Trainable:
         seed: of the dropout in the current forward pass; None without dropout.
     """
 
-    def __init__(self, model: LlamaPreTrainedModel, kind: Kind | None) -> None:
-        self.model, self.kind = model, kind
-        self.base: str | None = model.config.name_or_path or None
+    def __init__(self, model: LlamaPreTrainedModel, kind: Kind | None, base: str | None = None) -> None:
+        self.model, self.kind, self.base = model, kind, base
         self.parameters: dict[str, nn.Parameter] = {}
         self.low_rank: dict[str, LowRankParameters] = {}
         self.scalings: dict[str, ScalingParameters] = {}
@@ -270,7 +269,9 @@ class Method(ABC):
                 f"the adapter {start.path} is of the kind {start.kind}, which the method {self.name!r} cannot "
                 "continue; choose the method of the adapter"
             )
-        trainable = Trainable(model, self.kind)
+        name = settings.model or model.name_or_path
+        base = str(Path(name).resolve()) if name and Path(name).exists() else name
+        trainable = Trainable(model, self.kind, base or None)
         try:
             self.build(trainable, tokenizer, settings, start)
         except BaseException:
