@@ -34,15 +34,15 @@ def split_of(name: str) -> str | None:
 def choose_data_files(names: Iterable[str], split: str) -> list[str]:
     """Returns the data files of a split, sorted; an empty list if there are none.
 
-    If no name contains a split, all files are those of "train". JSON, CSV and Parquet files exclude text files, because
-    a README next to them is not data. Hidden files are left out.
+    If no name contains a split, all files are those of "train" and of "validation". JSON, CSV and Parquet files exclude
+    text files, because a README next to them is not data. Hidden files are left out.
     """
     visible = (name for name in names if not any(part.startswith(".") for part in PurePosixPath(name).parts))
     files = sorted(name for name in visible if data_format(name))
     tables = [name for name in files if data_format(name) != "text" and PurePosixPath(name).name not in _NOT_DATA]
     files = tables or [name for name in files if data_format(name) == "text" and not _is_readme(name)]
     splits = {name: split_of(name) for name in files}
-    if split == "train" and not any(splits.values()):
+    if split in ("train", "validation") and not any(splits.values()):
         return files
     return [name for name in files if splits[name] == split]
 

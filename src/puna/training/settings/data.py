@@ -13,10 +13,12 @@ from puna.training.settings.option import option
 class DataSettings:
     """How rows become documents."""
 
-    format: str = option("auto", "chat, sharegpt, alpaca, prompt, text, ...; auto detects it from the columns")
+    format: str = option("auto", "chat, sharegpt, prompt, alpaca or text; auto detects it from the columns")
     columns: Mapping[str, str] | None = option(None, 'names of your columns by puna\'s names, such as text = "body"')
-    split: str = option("train", "part of a hub data set")
-    truncate: Literal["end", "start", "error"] = option("end", "the part of a document over max_length that is removed")
+    split: str = option("train", "part of a folder or hub data set, by the names of its files")
+    truncate: Literal["end", "start", "split", "error"] = option(
+        "end", "the part of a document over max_length that is removed; split makes several documents, as of text files"
+    )
     packing: bool = option(True, "several documents share a forward pass, without attending to each other")
     shuffle: bool = option(True, "draw a new order in every epoch")
     bad_rows: Literal["error", "skip"] = option("error", "what happens to a row that cannot be used")

@@ -55,7 +55,7 @@ class CsvFile(Rows):
         stop = int(self._starts[number + 1]) if number + 1 < len(self._starts) else self._file.size
         text = self._file.read_row(start, stop, source, "Is a quote not closed? Close it, or split the row")
         try:
-            return next(csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter, strict=True))
+            return next(csv.reader(io.StringIO(text, newline="\n"), delimiter=self._delimiter, strict=True))
         except csv.Error as exc:
             raise DataError(
                 f"{source}: not valid CSV ({exc}); close every quote, write a quote inside a quoted field twice, and "
@@ -85,7 +85,8 @@ class CsvFile(Rows):
 
     def _find_delimiter(self) -> str:
         """Returns the delimiter that splits the first line into the most fields."""
-        line = self._file.read(self._file.start, self._file.start + 2**16).split(b"\n")[0].decode(errors="replace")
+        start = self._file.read(self._file.start, self._file.start + 2**16).decode(errors="replace")
+        line = start.splitlines()[0]
         counts = {delimiter: len(next(csv.reader([line], delimiter=delimiter), [])) for delimiter in _DELIMITERS}
         return max(_DELIMITERS, key=lambda delimiter: counts[delimiter])
 
