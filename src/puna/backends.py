@@ -28,6 +28,7 @@ def open_backend(
     quantize: str | None,
     max_batch: int,
     keep_quantized: bool = False,
+    tensor_parallel: int = 1,
 ) -> Backend:
     """Returns a backend with the checkpoint's weights. The arguments are those of `LLM`.
 
@@ -40,7 +41,7 @@ def open_backend(
     _check_arguments(name, threads, max_batch)
     _check_types(device, dtype)
     checkpoint = _with_tied_head(checkpoint)
-    needs_torch = device is not None or str(dtype) not in ("None", "float32", "torch.float32")
+    needs_torch = tensor_parallel > 1 or device is not None or str(dtype) not in ("None", "float32", "torch.float32")
     if keep_quantized and dtype is not None and not needs_torch:  # the native backend would load float32 weights
         if name == "native":
             raise BackendError(
@@ -48,6 +49,8 @@ def open_backend(
                 "them packed, leave out dtype or use backend='torch'"
             )
         needs_torch = True
+    if name == "native" and tensor_parallel > 1:
+        raise BackendError("--tp shares a model of PyTorch, but the backend is 'native'; omit one of them")
     if name == "native" and needs_torch:
         raise BackendError(
             f"device is {device!r} and dtype is {dtype!r}, but backend 'native' computes in float32 on the CPU; leave "
@@ -72,7 +75,29 @@ def open_backend(
         raise MissingExtraError(
             "this model, device or dtype needs PyTorch; install it with: pip install 'puna[torch]'"
         ) from exc
-    return TorchBackend.from_pretrained(checkpoint, threads, device, dtype, max_batch, keep_quantized)
+    if tensor_parallel == 1:
+        return TorchBackend.from_pretrained(checkpoint, threads, device, dtype, max_batch, keep_quantized)
+    from puna.model.parallel import ParallelBackend, join
+
+    join(tensor_parallel)
+    whole = TorchBackend.from_pretrained(checkpoint, threads, device, dtype, 1, keep_quantized)
+    return ParallelBackend(whole, max_batch)
+
+
+def follow(path: Path, size: int, threads: int | None, dtype: str | None, max_batch: int) -> bool:
+    """Repeats the calls of the first process of `size` until it closes its model; returns False in the first process.
+
+    The arguments are those of `LLM` in the first process.
+    """
+    from puna.checkpoint import open_checkpoint
+    from puna.model.parallel import ParallelBackend, join
+
+    if join(size) == 0:
+        return False
+    backend = open_backend(open_checkpoint(path), "torch", threads, None, dtype, None, max_batch, tensor_parallel=size)
+    assert isinstance(backend, ParallelBackend)
+    backend.follow()
+    return True
 
 
 def check_language_model(path: Path, head: str) -> None:

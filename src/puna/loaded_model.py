@@ -43,6 +43,7 @@ class LoadedModel:
         prefix_cache_bytes: int = DEFAULT_DISK_BYTES,
         adapters: Mapping[str, str | Path] | None = None,
         keep_quantized: bool = False,
+        tensor_parallel: int = 1,
     ) -> None:
         """Loads a model.
 
@@ -68,6 +69,8 @@ class LoadedModel:
             keep_quantized: with PyTorch, keep quantised matrices packed and dequantise each when it is used, so that
                 the model needs no more memory than its file. The native backend always keeps them packed, except with
                 dtype="float32".
+            tensor_parallel: number of processes that share the matrices, for PyTorch on the CPU. torchrun starts them;
+                all but the first call `puna.backends.follow`, as `puna serve --tp` does.
 
         Raises:
             ModelNotFoundError: if there is no model at `path`; the message says how to get one.
@@ -88,7 +91,7 @@ class LoadedModel:
         with memory_errors():
             checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(self.path)
             self._backend = open_backend(
-                checkpoint, backend, threads, device, dtype, quantize, max_batch, keep_quantized
+                checkpoint, backend, threads, device, dtype, quantize, max_batch, keep_quantized, tensor_parallel
             )
             self._adapters = ModelAdapters(adapters, checkpoint, self._backend)
         self.config: LlamaConfig = checkpoint.config

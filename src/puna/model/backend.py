@@ -41,19 +41,21 @@ class TorchBackend:
     Args:
         model: the model, which is put into evaluation mode.
         slots: number of sequences of full context that the cache has space for; fewer if memory is short.
+        cache_config: the number of kv heads in the cache; by default all of the model's.
     """
 
     name = "torch"
     native_model: int | None = None
 
-    def __init__(self, model: LlamaForCausalLM, slots: int = 1) -> None:
+    def __init__(self, model: LlamaForCausalLM, slots: int = 1, *, cache_config: LlamaConfig | None = None) -> None:
         self.model = model.eval()
         self.config: LlamaConfig = model.config
-        self._cache = PagedCache(self.config, slots * page_count(self.config.context_length), model.dtype, model.device)
+        pages = slots * page_count(self.config.context_length)
+        self._cache = PagedCache(cache_config or self.config, pages, model.dtype, model.device)
         self.pages = self._cache.limit
         self._adapters = Adapters(model)
         self._graphs = DecodeGraphs(model, self._cache) if _can_capture(model) else None
-        self._closed = False
+        self.closed = False
 
     @classmethod
     def from_pretrained(
@@ -164,12 +166,12 @@ class TorchBackend:
 
     def close(self) -> None:
         """Drops the model and the cache."""
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
             del self.model, self._cache, self._adapters, self._graphs
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self.closed:
             raise BackendError("the model is closed; load it again")
 
     def _run(self, batch: Batch) -> list[NDArray[np.float32]]:

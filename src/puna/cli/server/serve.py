@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         "puna serve": "serve the default model at http://127.0.0.1:8000",
         "puna serve model.gguf --port 9000": "another model and port",
         "puna serve smollm2 --adapter poems=./poems-lora": 'with an adapter, which requests choose by "model": "poems"',
+        "torchrun --no-python --nproc-per-node 2 puna serve llama --tp 2": "two processes that share the matrices",
         "puna serve --port 0 --json": "any free port; print the address as JSON when requests are accepted",
     },
     {
@@ -82,6 +84,14 @@ def serve(
     device: options.Device = None,
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
+    tp: Annotated[
+        int,
+        options.number(
+            low=1,
+            high=64,
+            help="Number of processes that share the matrices, with PyTorch on the CPU; start them with torchrun.",
+        ),
+    ] = 1,
     json: options.Json = False,
     **values: Any,
 ) -> None:
@@ -95,7 +105,7 @@ def serve(
     path = locate(model)
     engine: dict[str, Any] = {
         "backend": backend, "threads": threads, "device": device, "dtype": dtype, "quantize": quantize,
-        "max_batch": max_batch, "prefix_cache_dir": cache_dir,
+        "max_batch": max_batch, "prefix_cache_dir": cache_dir, "tensor_parallel": tp,
     }  # fmt: skip
     if cache_disk is not None:
         engine["prefix_cache_bytes"] = _bytes(cache_disk)
@@ -108,6 +118,8 @@ def serve(
         name=served_name, adapters=by_name, warm=warm, options=engine,
         **read_guard(values),
     )  # fmt: skip
+    if tp > 1 and _follow(path, tp, threads, dtype, max_batch):
+        return
     service = _service(path, settings)
 
     def on_ready(url: str) -> None:
@@ -126,6 +138,17 @@ def serve(
 
     note(f"puna: loading {service.name} ...")
     _run(service, on_ready)
+
+
+def _follow(path: Path, tp: int, threads: int | None, dtype: str | None, max_batch: int) -> bool:
+    """Works for the first of `tp` processes, which also handles Ctrl-C; returns False if this is the first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        from puna.backends import follow
+
+        return follow(path, tp, threads, dtype, max_batch)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _service(path: Path, settings: Any) -> Service:
