@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,13 +46,22 @@ class ClassificationHead:
     def __init__(self, weight: NDArray[np.float32], labels: Sequence[str], problem_type: str | None = None) -> None:
         assert weight.ndim == 2 and len(weight) == len(labels)
         self._weight = weight.astype(np.float64)
-        self._labels = tuple(labels)
+        self.labels = tuple(labels)
         self._problem_type = problem_type
 
     @classmethod
     def of(cls, config: LlamaConfig, weight: NDArray[np.float32]) -> ClassificationHead:
         """Returns the head with the labels and the problem of a configuration."""
         return cls(weight, [config.id2label[index] for index in range(config.num_labels)], config.problem_type)
+
+    @property
+    def problem(self) -> Literal["single_label_classification", "multi_label_classification", "regression"]:
+        """The problem that the head was trained for; without `problem_type`, as in `LlamaForSequenceClassification`."""
+        if self._problem_type == "multi_label_classification":
+            return "multi_label_classification"
+        if self._problem_type == "regression" or (self._problem_type is None and len(self.labels) == 1):
+            return "regression"
+        return "single_label_classification"
 
     def classify(self, state: NDArray[np.float32]) -> Classification:
         """Returns the labels of a text from the hidden state of its last token, (D,).
@@ -60,8 +70,8 @@ class ClassificationHead:
         """
         logits = (self._weight * state).sum(axis=1).astype(np.float32)
         scores = self._scores(logits.astype(np.float64))
-        label = self._labels[int(logits.argmax())]
-        return Classification(label, self._labels, tuple(scores.tolist()), tuple(logits.tolist()))
+        label = self.labels[int(logits.argmax())]
+        return Classification(label, self.labels, tuple(scores.tolist()), tuple(logits.tolist()))
 
     def _scores(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
         if self._problem_type == "regression":

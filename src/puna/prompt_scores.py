@@ -77,16 +77,21 @@ class PromptLogits(PromptResult):
 
 
 class PromptLosses(PromptResult):
-    """The negative log-likelihood in nats of each token after `first`: `values`, float64, (T - 1 - first,)."""
+    """The negative log-likelihood in nats of each token after `first`: `values`, float64, (T - 1 - first,).
+
+    `greedy` tells whether each of these tokens is one of the most likely.
+    """
 
     def __init__(self, ids: tuple[int, ...], first: int = 0, adapter: LoadedAdapter | None = None) -> None:
         super().__init__(ids, first, adapter)
         self._targets = ids[first + 1 :]
         self.values = np.empty(len(self._targets))
+        self.greedy = True
 
     def _add(self, rows: NDArray[np.float32], start: int) -> None:
         targets = np.asarray(self._targets[start : start + len(rows)], np.int64)
-        self.values[start : start + len(targets)] = _losses(rows[: len(targets)], targets)
+        self.values[start : start + len(targets)], greedy = _losses(rows[: len(targets)], targets)
+        self.greedy = self.greedy and greedy
 
 
 class PromptState(PromptResult):
@@ -118,12 +123,13 @@ class PromptState(PromptResult):
         return (mean / (length or 1.0)).astype(np.float32)
 
 
-def _losses(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Returns -log softmax(logits)[target] for each row, in float64."""
-    result = np.empty(len(targets))
+def _losses(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> tuple[NDArray[np.float64], bool]:
+    """Returns -log softmax(logits)[target] for each row, in float64, and whether no target has a more likely token."""
+    result, greedy = np.empty(len(targets)), True
     for start in range(0, len(targets), _NLL_ROWS):
         rows = logits[start : start + _NLL_ROWS].astype(np.float64)
         rows -= rows.max(axis=-1, keepdims=True)
         target_logits = rows[np.arange(len(rows)), targets[start : start + _NLL_ROWS]]
+        greedy = greedy and not target_logits.any()
         result[start : start + _NLL_ROWS] = np.log(np.exp(rows, out=rows).sum(axis=-1)) - target_logits
-    return result
+    return result, greedy

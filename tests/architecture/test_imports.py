@@ -42,7 +42,7 @@ LAYERS = [
     {"loaded_model"},
     {"text_model"},
     {"async_llm", "benchmark", "llm"},
-    {"convert"},
+    {"convert", "evaluation"},
     {"server"},
     {"cli", "convert_llama_weights_to_hf"},
 ]

@@ -44,6 +44,12 @@ COMMANDS = {
         "bench": ("measure.bench:bench", "Measure a model's speed and compare it with the machine's limits."),
         "profile": ("measure.profile:profile", "Show the time per token of each kernel."),
         "perplexity": ("measure.perplexity:perplexity", "Measure the perplexity of a model on a text."),
+        "eval perplexity": (
+            "evaluate.perplexity:perplexity",
+            "Measure the perplexity of documents, as lm-eval does.",
+        ),
+        "eval choice": ("evaluate.choice:choice", "Measure how often the right choice is the most likely."),
+        "eval classify": ("evaluate.classify:classify", "Measure a classifier on a labelled file."),
     },
 }
 """For each heading: name, "module:function" below `puna.cli`, and the first sentence of the function's docstring.
@@ -52,6 +58,7 @@ A name of two words is a command of a group: `train sft` is the command `sft` of
 """
 
 GROUPS: dict[str, str] = {
+    "eval": "Evaluate a model on your own data, with the definitions of lm-eval.",
     "train": "Train a model, or an adapter of a model, on your own data.",
     "tokenizer": "Train a tokenizer.",
 }

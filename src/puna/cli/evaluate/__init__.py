@@ -1,0 +1,1 @@
+"""`puna eval`: one file per command."""
