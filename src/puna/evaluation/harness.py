@@ -53,7 +53,7 @@ class PunaLM(TemplateLM):  # type: ignore[misc]
         if isinstance(pretrained, LLM):
             self.llm = pretrained
         else:
-            size = int(batch_size) if str(batch_size).isdecimal() else 16
+            size = int(str(batch_size)) if str(batch_size).isdecimal() else 16
             adapters = None if adapter is None else {adapter: adapter}
             self.llm = LLM(pretrained, max_batch=size, adapters=adapters, **options)
         self.adapter, self.max_gen_toks, self.tokenizer = adapter, max_gen_toks, self.llm.tokenizer
