@@ -33,6 +33,10 @@ COMMANDS = {
         "merge": ("merge:merge", "Write a model with the changes of an adapter (LoRA, DoRA, IA3) in its weights."),
     },
     "Train": {
+        "train preview": (
+            "train.preview:preview",
+            "Show what a model will see of its training data: text, learned tokens, lengths, bad rows.",
+        ),
         "tokenizer train": ("texts.train_tokenizer:train_tokenizer", "Train a tokenizer on text files."),
     },
     "Inspect": {

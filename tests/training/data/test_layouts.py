@@ -86,6 +86,7 @@ def test_columns_are_mapped(tokenizer):
     rows = [{"question": "a b", "answer": " c", "text": "something else", "id": 3}]
     (example,), report = read(rows, tokenizer, columns={"prompt": "question", "completion": "answer"})
     assert report.format == "prompt" and np.array_equal(example.ids, expected.ids)
+    assert report.unused == ("text", "id") and report.notes() == ["columns that are not used: 'text', 'id'"]
     preference = [{"prompt": "a b", "chosen": " c", "rejected": " d"}]
     assert np.array_equal(read(preference, tokenizer, columns={"completion": "chosen"})[0][0].ids, expected.ids)
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from puna.errors import DataError
+from puna.errors import DataError, show
 from puna.tokenizer import PreTrainedTokenizerBase
 from puna.training.batch import Example
 from puna.training.data.dataset import Dataset, DatasetWriter
 from puna.training.data.layouts.conversation import Conversation
 from puna.training.data.layouts.document import Document
 from puna.training.data.layouts.render import render
-from puna.training.data.layouts.table import find_layout, read_row
+from puna.training.data.layouts.table import LAYOUTS, find_layout, read_row
 from puna.training.data.readers.open import open_rows
 from puna.training.data.readers.rows import Rows
 from puna.training.data.tokenization import Tokens, Truncation, fit, tokenize
@@ -57,6 +57,7 @@ class Report:
 
     Attributes:
         format: the layout of the rows.
+        unused: columns of the first row that are not read.
         rows: number of rows.
         examples: number of examples.
         tokens: number of tokens of all examples.
@@ -71,6 +72,7 @@ class Report:
     """
 
     format: str = ""
+    unused: tuple[str, ...] = ()
     rows: int = 0
     examples: int = 0
     tokens: int = 0
@@ -86,6 +88,8 @@ class Report:
     def notes(self) -> list[str]:
         """Returns a sentence about each thing that the user should know."""
         notes = []
+        if self.unused:
+            notes.append(f"columns that are not used: {', '.join(map(show, self.unused[:20]))}")
         if self.truncated:
             notes.append(f"{_rows(self.truncated)} truncated: {self.removed} tokens are not used; raise max_length")
         if self.unaligned:
@@ -109,22 +113,35 @@ def read_examples(
     Raises:
         DataError: rows cannot be used; the message names the file, the line and the remedy of the first ten.
     """
-    rows, report, writer = open_rows(data, options.split), Report(), DatasetWriter()
-    report.format = find_first_layout(rows, options)
-    report.rows = len(rows)
-    for document, tokens in tokenized(rows, report, tokenizer, options, progress):
-        try:
-            parts = fit(tokens, document, options.max_length, options.truncate)
-        except DataError as exc:
-            report.bad_rows.append(str(exc))
-            continue
-        _count(report, document, tokens, parts)
+    report, writer = Report(), DatasetWriter()
+    for document, _, parts in iter_parts(data, report, tokenizer, options, progress):
         for part in parts:
             weights = part.loss_weights(options.prompt_loss_weight)
             writer.add(Example(part.ids, weights, None, document.source))
     if report.bad_rows and (options.bad_rows == "error" or not report.examples):
         raise bad_rows_error(report.bad_rows)
     return writer.finish(), report
+
+
+def iter_parts(
+    data: Any, report: Report, tokenizer: PreTrainedTokenizerBase, options: DataOptions, progress: Progress | None
+) -> Iterator[tuple[Document, Tokens, list[Tokens]]]:
+    """Yields the document, all tokens and the examples of each row; completes the report.
+
+    Raises:
+        DataError: the data cannot be opened, or have no format; bad rows are in the report.
+    """
+    rows = open_rows(data, options.split)
+    report.rows = len(rows)
+    report.format, report.unused = _first_layout(rows, options)
+    for document, tokens in _tokenized(rows, report, tokenizer, options, progress):
+        try:
+            parts = fit(tokens, document, options.max_length, options.truncate)
+        except DataError as exc:
+            report.bad_rows.append(str(exc))
+            continue
+        _count(report, document, tokens, parts)
+        yield document, tokens, parts
 
 
 def bad_rows_error(messages: list[str]) -> DataError:
@@ -136,8 +153,8 @@ def bad_rows_error(messages: list[str]) -> DataError:
     return DataError(f'{len(messages)} rows cannot be used; correct them, or set bad_rows to "skip":\n{shown}{more}')
 
 
-def find_first_layout(rows: Rows, options: DataOptions) -> str:
-    """Returns the layout of the first row that can be read; raises DataError."""
+def _first_layout(rows: Rows, options: DataOptions) -> tuple[str, tuple[str, ...]]:
+    """Returns the layout of the first row that can be read, and the columns that are not used; raises DataError."""
     failure: DataError | None = None
     for index in range(len(rows)):
         try:
@@ -145,12 +162,14 @@ def find_first_layout(rows: Rows, options: DataOptions) -> str:
         except DataError as exc:
             failure = failure or exc
             continue
-        return find_layout(row, options.format, options.columns)
+        name = find_layout(row, options.format, options.columns)
+        used = {*LAYOUTS[name].required, *LAYOUTS[name].optional, *(options.columns or {}).values()}
+        return name, tuple(column for column in row.values if column not in used)
     assert failure is not None, "open_rows returns at least one row"
     raise failure
 
 
-def tokenized(
+def _tokenized(
     rows: Rows, report: Report, tokenizer: PreTrainedTokenizerBase, options: DataOptions, progress: Progress | None
 ) -> Iterator[tuple[Document, Tokens]]:
     """Yields the document and tokens of each row; adds the message of each bad row to the report."""

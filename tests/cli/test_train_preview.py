@@ -1,0 +1,92 @@
+"""`puna train preview`: the text of the ids with the learned tokens, lengths, and bad rows with their lines."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from puna.tokenizer import load_tokenizer
+from puna.training.data.preview import histogram
+from puna.training.data.read import DataOptions, read_examples
+from tests.cli.test_cli import as_json, run
+from tests.cli.test_reference import callback
+from tests.golden.files import LAYOUTS
+
+MODEL = ("-m", str(LAYOUTS["hf"]))
+GOOD = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me, 世界."}]}
+LONG = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So " * 60}]}
+
+
+@pytest.fixture
+def chats(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    rows = [GOOD, {"messages": GOOD["messages"][:1]}, LONG]
+    path.write_text("\n".join(map(json.dumps, rows)) + '\n{"mess')
+    return path
+
+
+def test_learned_text_is_marked_without_colours(chats):
+    result = run("train", "preview", str(chats), *MODEL, "--max-length", "100")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith(f"{chats}, line 1: ") and lines[0].endswith(" learned")
+    # This vocabulary has a token "] ", which contains the end of the prompt and the beginning of the answer.
+    assert lines[1].replace(" ", "") == "<s>[INST]Who?[/INST[[]Me,世界.</s>]]"
+    assert "with a token that contains the end of the prompt" in result.stdout
+    assert "tokens removed" in lines[3]
+    assert f"{chats}: 4 rows of the format chat" in lines
+    assert "1 row truncated" in result.stdout and "max_length is 100" in result.stdout
+    assert "2 rows that cannot be used" in lines
+    assert [line.split(": ")[0] for line in lines[-2:]] == [f"  {chats}, line 2", f"  {chats}, line 4"]
+
+
+def test_learned_text_is_green(chats, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    text = run("train", "preview", str(chats), *MODEL, "--prompt-loss-weight", "0.5").stdout
+    assert "\x1b[32m" in text and "\x1b[33m(0.5)" in text and "[[" not in text.replace("[INST]", "")
+
+
+def test_json_has_the_examples_of_the_training(chats):
+    out = as_json("train", "preview", str(chats), *MODEL, "-n", "1")
+    assert list(out) == list(callback("train preview").fields)
+    tokenizer = load_tokenizer(LAYOUTS["hf"])
+    data, report = read_examples(chats, tokenizer, DataOptions(bad_rows="skip"))
+    (sample,) = out["samples"]
+    assert sample["ids"] == data[0].ids.tolist() and sample["weights"] == data[0].weights.tolist()
+    assert sample["text"] == tokenizer.decode(sample["ids"], clean_up_tokenization_spaces=False)
+    assert (out["rows"], out["examples"], out["bad_rows"]) == (4, 2, report.bad_rows)
+    assert out["tokens"] == data.lengths.sum() and out["learned"] == data.total_weights.sum()
+    assert sum(count for *_, count in out["lengths"]) == 2
+    assert all("\n" not in message for message in out["bad_rows"])
+
+
+def test_columns_and_errors(tmp_path):
+    path = tmp_path / "qa.csv"
+    path.write_text("question,answer\nWho?, Me\n")
+    columns = ("--columns", "prompt=question", "--columns", "completion=answer")
+    assert as_json("train", "preview", str(path), *MODEL, *columns)["format"] == "prompt"
+    result = run("train", "preview", str(path), *MODEL)
+    assert result.exit_code == 1 and 'columns = {"prompt": "question", "completion": "answer"}' in result.output
+    result = run("train", "preview", str(path), *MODEL, "--columns", "question")
+    assert result.exit_code == 2 and "is not NAME=COLUMN" in result.output
+    path.write_text("prompt,completion\nWho?,\n")
+    result = run("train", "preview", str(path), *MODEL)
+    assert result.exit_code == 1 and "line 2: completion is empty" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("lengths", "limit", "bars"),
+    [
+        ([], 8, []),
+        ([1], 8, [(1, 8, 1)]),
+        ([8, 9], 16, [(1, 8, 1), (9, 16, 1)]),
+        ([20, 30, 33], 24, [(17, 24, 1), (25, 32, 1), (33, 64, 1)]),
+        ([3, 100], 1024, [(1, 8, 1), (9, 16, 0), (17, 32, 0), (33, 64, 0), (65, 128, 1)]),
+    ],
+)
+def test_the_histogram_counts_each_row_once(lengths, limit, bars):
+    assert histogram(np.array(lengths, np.int32), limit) == bars
