@@ -140,6 +140,8 @@ if TYPE_CHECKING:
     from puna.tokenizer import LlamaTokenizerFast as LlamaTokenizerFast
     from puna.tokenizer import PreTrainedTokenizerBase as PreTrainedTokenizerBase
     from puna.tokenizer import load_tokenizer as load_tokenizer
+    from puna.training.api import TrainingResult as TrainingResult
+    from puna.training.api import train as train
 
 __version__ = "0.1.0"
 

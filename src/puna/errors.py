@@ -73,6 +73,10 @@ class StorageError(PunaError, OSError):
     """A file cannot be written: the disk is full, permission is missing, or a file exists where a folder is needed."""
 
 
+class TrainingError(PunaError):
+    """A training run cannot go on: the loss is not finite, a parameter does not learn, or a state does not match."""
+
+
 class ServerError(PunaError):
     """A server cannot start: its address is in use, or its settings are not safe."""
 

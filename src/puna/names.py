@@ -58,12 +58,13 @@ _NAMES = {
     "SequenceClassifierOutputWithPast TokenClassifierOutput",
     "puna.tokenizer": "AddedToken AutoTokenizer BatchEncoding CodeLlamaTokenizer CodeLlamaTokenizerFast LlamaTokenizer "
     "LlamaTokenizerFast PreTrainedTokenizerBase load_tokenizer",
+    "puna.training.api": "TrainingResult train",
 }
 
 MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 """The module that defines each public name."""
 
-NEED_TORCH = frozenset(name for name, module in MODULES.items() if module.split(".")[:2] == ["puna", "model"])
+NEED_TORCH = frozenset(name for name, module in MODULES.items() if module.split(".")[1] in ("model", "training"))
 """The names that cannot be imported without PyTorch."""
 
 _OF_TRANSFORMERS = {

@@ -29,7 +29,9 @@ def names_of_type_checkers() -> dict[str, str]:
 
 
 NAMES = {*names_of_type_checkers(), "__version__"}
-NEED_TORCH = {name for name, module in names_of_type_checkers().items() if module.startswith("puna.model")}
+NEED_TORCH = {
+    name for name, module in names_of_type_checkers().items() if module.startswith(("puna.model", "puna.training"))
+}
 
 
 def test_both_lists_of_public_names_agree():

@@ -117,5 +117,8 @@ class Observer:
     def saved(self, step: int, path: Path) -> None:
         """The state after a step is complete on the disk."""
 
+    def interrupted(self, step: int) -> bool | None:
+        """Ctrl-C or SIGTERM ended the run after a step; False requests not to save the state."""
+
     def ended(self, event: End) -> None:
         """The run has ended; called once, also after an error."""

@@ -15,7 +15,7 @@ class RunSettings:
     model: str = option("", "the model to train: a local path, or owner/name on the hub")
     data: tuple[str, ...] | str | None = option(None, "files, folders or hub data sets with the training data")
     task: str = option("sft", "what is learned: sft, classify or pretrain")
-    method: str = option("lora", "what trains: full, lora, ia3, prompt, prefix, ...")
+    method: str = option("lora", "what trains: full, lora, qlora, ia3, prompt, prefix, ptuning or bottleneck")
     output: str | None = option(None, "folder of the result; by default runs/MODEL-TASK-METHOD, numbered if it exists")
     overwrite: bool = option(False, "replace an earlier result in the output folder")
     resume: bool = option(False, "continue the unfinished run in the output folder")

@@ -1,0 +1,120 @@
+"""`Plan`: the documents of each step, and their forward passes. Pure functions of the settings and the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.errors import ConfigError
+from puna.training.batch import Batch, Example, derived_seed, order
+from puna.training.settings import TrainingSettings
+from puna.training.tasks.base import Examples
+
+_DEFAULT_EPOCHS = 3.0
+"""As in trl and transformers."""
+
+_cached_order = lru_cache(maxsize=2)(order)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of the training documents.
+
+    Document number n of a run (from 0) belongs to the epoch n // count and to the step n // batch_size. A step may
+    contain the end of one epoch and the start of the next; the last step of a run by epochs may be smaller.
+
+    Attributes:
+        examples: the training documents.
+        subset: indices of those that are not held out; None for all.
+        steps: number of optimizer steps.
+        documents: number of documents of all steps.
+    """
+
+    settings: TrainingSettings
+    examples: Examples
+    subset: NDArray[np.int64] | None
+    steps: int
+    documents: int
+
+    @property
+    def count(self) -> int:
+        """Number of documents of an epoch."""
+        return len(self.examples) if self.subset is None else len(self.subset)
+
+    def window(self, step: int) -> list[Batch]:
+        """Returns the batches of a step, counted from 0."""
+        size = self.settings.batch_size
+        numbers = range(step * size, min((step + 1) * size, self.documents))
+        examples = [self.examples[self._index(number)] for number in numbers]
+        groups = group(examples, self.settings.micro_batch_tokens, self.settings.packing)
+        return [Batch.of(part, derived_seed(self.settings.seed, step, index)) for index, part in enumerate(groups)]
+
+    def epoch(self, step: int) -> float:
+        """Returns the passes over the data after `step` steps."""
+        return min(step * self.settings.batch_size, self.documents) / self.count
+
+    def _index(self, number: int) -> int:
+        epoch, position = divmod(number, self.count)
+        if self.settings.shuffle:
+            position = int(_cached_order(self.settings.seed, epoch, self.count)[position])
+        return position if self.subset is None else int(self.subset[position])
+
+
+def plan_run(examples: Examples, subset: NDArray[np.int64] | None, settings: TrainingSettings) -> Plan:
+    """Returns the plan of a run; `epochs` limits it if `steps` is not set, and both do if both are set."""
+    count = len(examples) if subset is None else len(subset)
+    if count == 0:
+        raise ConfigError("there are no training documents; give data with at least one row, or a smaller eval_share")
+    epochs = settings.epochs if settings.epochs is not None or settings.steps is not None else _DEFAULT_EPOCHS
+    documents = [math.ceil(count * epochs)] if epochs is not None else []
+    documents += [settings.steps * settings.batch_size] if settings.steps is not None else []
+    return Plan(settings, examples, subset, math.ceil(min(documents) / settings.batch_size), min(documents))
+
+
+def hold_out(examples: Examples, share: float, seed: int) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
+    """Returns the indices of the documents that train (None for all), and of those that are held out, each ascending.
+
+    At least one document is held out if `share` is above 0.
+    """
+    if share == 0:
+        return None, np.empty(0, np.int64)
+    permutation = order(derived_seed(seed, 0x486F6C64), 0, len(examples))
+    size = max(1, round(share * len(examples)))
+    return np.sort(permutation[size:]), np.sort(permutation[:size])
+
+
+def group(examples: Sequence[Example], tokens: int, packing: bool) -> list[list[Example]]:
+    """Splits examples, in their order, into groups of at most `tokens` tokens, or of one example."""
+    groups: list[list[Example]] = []
+    used = 0
+    for example in examples:
+        if not groups or not packing or used + len(example.ids) > tokens:
+            groups.append([])
+            used = 0
+        groups[-1].append(example)
+        used += len(example.ids)
+    return groups
+
+
+def evaluation_batches(
+    examples: Examples, indices: NDArray[np.int64] | None, settings: TrainingSettings
+) -> Iterator[Batch]:
+    """Yields the batches of held-out documents, in their order, without reading all of them first.
+
+    Args:
+        indices: of the documents; None for all.
+    """
+    pending: list[Example] = []
+    for index in range(len(examples)) if indices is None else indices:
+        pending.append(examples[int(index)])
+        parts = group(pending, settings.micro_batch_tokens, settings.packing)
+        if len(parts) > 1:
+            yield Batch.of(parts[0], 0)
+            pending = parts[1]
+    if pending:
+        yield Batch.of(pending, 0)
