@@ -17,7 +17,7 @@ from puna.training.events import Observer
 from puna.training.forward.reference import ReferenceForward
 from puna.training.methods.table import METHODS
 from puna.training.optimizers.adamw import AdamW
-from puna.training.plan import Plan, group, hold_out, plan_run
+from puna.training.plan import Plan, group, plan_run
 from puna.training.safety import SpikeDetector
 from puna.training.settings import TrainingSettings
 from puna.training.trainer import Trainer
@@ -290,7 +290,7 @@ def test_steps_and_epochs_limit_a_run(examples, options, steps, documents):
 
 
 def test_held_out_documents_never_train(examples):
-    subset, held_out = hold_out(examples, 0.25, seed=2)
+    subset, held_out = PlainText().hold_out(examples, TrainingSettings(eval_share=0.25, seed=2))
     assert len(held_out) == 6 and sorted([*subset, *held_out]) == list(range(24))
     plan = plan_run(examples, subset, TrainingSettings(batch_size=4, epochs=3))
     rows = {source.row for step in range(plan.steps) for batch in plan.window(step) for source in batch.sources}

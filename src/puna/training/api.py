@@ -25,13 +25,16 @@ from puna.training.methods.base import Trainable
 from puna.training.methods.table import METHODS
 from puna.training.optimizers.table import OPTIMIZERS
 from puna.training.output import CHECKPOINTS, SETTINGS, RunRecord, choose_output, locked
-from puna.training.plan import evaluation_batches, hold_out, plan_run
+from puna.training.plan import evaluation_batches, plan_run
 from puna.training.safety import TrainingInterrupted
 from puna.training.settings import TrainingSettings, settings_text
 from puna.training.settings.signature import shows_settings
 from puna.training.tasks.base import Examples, Task
 from puna.training.tasks.table import TASKS
 from puna.training.trainer import Trainer
+
+_FORMULA = "(5e-4 * (2000 / hidden size) ** 0.781 for LoRA, a tenth for full)"
+"""See `Method.learning_rate`."""
 
 Callback = Observer | Callable[[dict[str, Any]], Any]
 
@@ -58,11 +61,11 @@ class TrainingResult:
 
 @shows_settings
 def train(
-    model: str | PathLike[str],
+    model: str | PathLike[str] | None,
     data: Any,
     task: str = "sft",
     *,
-    method: str = "lora",
+    method: str | None = None,
     output: str | PathLike[str] | None = None,
     callbacks: Sequence[Callback] = (),
     **options: Any,
@@ -70,11 +73,12 @@ def train(
     """Trains a model, or a small adapter for it, on a CPU.
 
     Args:
-        model: a local path, or owner/name on the hub.
+        model: a local path, or owner/name on the hub; None for a new model (pretrain).
         data: paths of files or folders, names of hub data sets, or rows in memory: a list of dictionaries, or an object
             of the library datasets.
         task: sft (answers of chats, prompts or plain text), classify, or pretrain.
-        method: the parameters that train: full, lora, qlora, ia3, prompt, prefix, ...
+        method: the parameters that train: full, lora, qlora, ia3, prompt, ptuning, prefix or bottleneck; by default
+            lora, for pretrain full.
         output: the folder of the result; by default runs/MODEL-TASK-METHOD.
         callbacks: `Observer` objects, or functions that receive each step and evaluation as a dictionary; True as their
             result ends the run.
@@ -91,10 +95,16 @@ def train(
     """
     held_out = options.pop("eval_data", None)
     names = {"data": _names(data), "eval_data": _names(held_out)}
-    settings = TrainingSettings.of(
-        {"model": model, "task": task, "method": method, "output": output, **names, **options}
-    )
+    values = {"model": model or "", "task": task, "output": output, **names, **options}
+    values |= {"method": method} if method is not None else {}
+    settings = TrainingSettings.of({**task_defaults(task), **values})
     return run_training(settings, data, held_out, [_observer(item) for item in callbacks])
+
+
+def task_defaults(task: str) -> dict[str, Any]:
+    """Returns the options whose defaults differ for a task; raises ConfigError if there is no such task."""
+    _check_row("task", task, TASKS)
+    return dict(TASKS[task].defaults)
 
 
 def run_training(
@@ -123,12 +133,13 @@ class _Run:
     def __init__(
         self, settings: TrainingSettings, output: Path, data: Any, held_out: Any, observers: Sequence[Observer]
     ) -> None:
-        self.settings, self.output, self.observers = settings, output, observers
+        self.settings, self.output = settings, output
+        self.observers = list(observers)
         self.task: Task = TASKS[settings.task]()
         method = METHODS[settings.method]
         self.tokenizer = self.task.load_tokenizer(settings)
         examples = self.task.read(data, settings, self.tokenizer)
-        subset, indices = hold_out(examples, settings.eval_share, settings.seed)
+        subset, indices = self.task.hold_out(examples, settings)
         others = None if held_out is None else self.task.read_held_out(held_out, settings, self.tokenizer)
         self.digest = _combined_digest(examples, others)
         self.plan = plan_run(examples, subset, settings)
@@ -140,8 +151,9 @@ class _Run:
         forward = forward_for(self.trainable, settings.forward, settings.gradient_checkpointing)
         optimizer = OPTIMIZERS[settings.optimizer](self.trainable.parameters, settings)
         self.trainer = Trainer(self.task, self.trainable, forward, optimizer, self.tokenizer)
-        rate, note = _learning_rate(settings, method.learning_rate(model.config.hidden_size))
-        self.notes = [note, f"forward pass: {forward.name}"]
+        hidden = model.config.hidden_size
+        rate, note = _learning_rate(settings, method.learning_rate(hidden), hidden)
+        self.notes = [*self.task.notes, note, f"forward pass: {forward.name}"]
         batches = partial(
             evaluation_batches, examples if others is None else others, indices if others is None else None, settings
         )
@@ -153,7 +165,7 @@ class _Run:
             rate=rate,
             store=CheckpointStore(output / CHECKPOINTS, settings.keep_last, settings.keep_steps),
             identity={"settings": _json_values(settings), "data": self.digest},
-            observers=observers,
+            observers=self.observers,
         )
 
     def run(self) -> TrainingResult:
@@ -246,9 +258,12 @@ def save_result(trainable: Trainable, tokenizer: Any, output: Path) -> None:
     tokenizer.save_pretrained(output)
 
 
-def _learning_rate(settings: TrainingSettings, automatic: float) -> tuple[float, str]:
+def _learning_rate(settings: TrainingSettings, automatic: float, hidden: int) -> tuple[float, str]:
     if settings.learning_rate == "auto":
-        return automatic, f"learning rate: {automatic:.3g} by the formula for {settings.method} and this hidden size"
+        return (
+            automatic,
+            f"learning rate: auto is {automatic:.3g} for {settings.method} and hidden size {hidden} {_FORMULA}",
+        )
     return settings.learning_rate, f"learning rate: {settings.learning_rate:g}"
 
 

@@ -20,6 +20,10 @@ from puna.files import folder_path, make_folder, name_from_path, read_json, writ
 from puna.training.settings import TrainingSettings
 
 CHECKPOINTS, RECORD, SETTINGS = "checkpoints", "run.json", "training.toml"
+_LOCK, _TOKENS = ".lock", "tokens"
+_BEFORE_A_RUN = (_LOCK, _TOKENS)
+"""Files that a run may leave if it fails before its first step."""
+
 _OF_A_RUN = (RECORD, SETTINGS, "metrics.jsonl", "report.html")
 
 
@@ -51,21 +55,18 @@ def choose_output(settings: TrainingSettings) -> Path:
         )
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"{folder} is a file; choose another output folder")
-    if folder.exists() and any(item.name != _LOCK for item in folder.iterdir()):
+    if folder.exists() and any(item.name not in _BEFORE_A_RUN for item in folder.iterdir()):
         raise StorageError(f"{folder} has other files; choose an output folder that is empty or does not exist")
     return make_folder(folder)
 
 
 def _new_name(settings: TrainingSettings) -> Path:
-    model = name_from_path(Path(settings.model or settings.from_config or "model"))
+    model = name_from_path(Path(settings.model or "new"))
     base = Path("runs") / f"{model}-{settings.task}-{settings.method}"
     number = 1
     while (path := base.with_name(f"{base.name}-{number}") if number > 1 else base).exists():
         number += 1
     return path
-
-
-_LOCK = ".lock"
 
 
 @contextmanager

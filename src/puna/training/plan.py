@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from puna.errors import ConfigError
 from puna.training.batch import Batch, Example, derived_seed, order
+from puna.training.data.packing import pack
 from puna.training.settings import TrainingSettings
 from puna.training.tasks.base import Examples
 
@@ -76,29 +77,11 @@ def plan_run(examples: Examples, subset: NDArray[np.int64] | None, settings: Tra
     return Plan(settings, examples, subset, math.ceil(min(documents) / settings.batch_size), min(documents))
 
 
-def hold_out(examples: Examples, share: float, seed: int) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
-    """Returns the indices of the documents that train (None for all), and of those that are held out, each ascending.
-
-    At least one document is held out if `share` is above 0.
-    """
-    if share == 0:
-        return None, np.empty(0, np.int64)
-    permutation = order(derived_seed(seed, 0x486F6C64), 0, len(examples))
-    size = max(1, round(share * len(examples)))
-    return np.sort(permutation[size:]), np.sort(permutation[:size])
-
-
 def group(examples: Sequence[Example], tokens: int, packing: bool) -> list[list[Example]]:
-    """Splits examples, in their order, into groups of at most `tokens` tokens, or of one example."""
-    groups: list[list[Example]] = []
-    used = 0
-    for example in examples:
-        if not groups or not packing or used + len(example.ids) > tokens:
-            groups.append([])
-            used = 0
-        groups[-1].append(example)
-        used += len(example.ids)
-    return groups
+    """Divides examples into groups of at most `tokens` tokens, or of one example."""
+    if not packing:
+        return [[example] for example in examples]
+    return [[examples[index] for index in part] for part in pack([len(item.ids) for item in examples], tokens)]
 
 
 def evaluation_batches(
@@ -110,11 +93,13 @@ def evaluation_batches(
         indices: of the documents; None for all.
     """
     pending: list[Example] = []
+    used = 0
     for index in range(len(examples)) if indices is None else indices:
-        pending.append(examples[int(index)])
-        parts = group(pending, settings.micro_batch_tokens, settings.packing)
-        if len(parts) > 1:
-            yield Batch.of(parts[0], 0)
-            pending = parts[1]
+        example = examples[int(index)]
+        if pending and (not settings.packing or used + len(example.ids) > settings.micro_batch_tokens):
+            yield Batch.of(pending, 0)
+            pending, used = [], 0
+        pending.append(example)
+        used += len(example.ids)
     if pending:
         yield Batch.of(pending, 0)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from puna.model import LlamaForCausalLM, LlamaPreTrainedModel
 from puna.tokenizer import PreTrainedTokenizerBase, load_tokenizer
-from puna.training.batch import Batch, Example
+from puna.training.batch import Batch, Example, derived_seed, order
 from puna.training.forward.base import Forward
 from puna.training.settings import TrainingSettings
+
+_HOLD_OUT = 0x486F6C64
+"""Separates the random numbers of the choice of held-out documents from those of the epochs."""
 
 
 class Examples(Protocol):
@@ -29,7 +34,15 @@ class Examples(Protocol):
 
 
 class Task(ABC):
-    """A kind of data and its loss. A new task is a file with a subclass, and a row in the table `TASKS`."""
+    """A kind of data and its loss. A new task is a file with a subclass, and a row in the table `TASKS`.
+
+    Attributes:
+        defaults: options whose defaults differ from those of the settings.
+        notes: facts about the data for the user, such as the number of truncated rows.
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def read(self, data: Any, settings: TrainingSettings, tokenizer: PreTrainedTokenizerBase) -> Examples:
@@ -60,6 +73,19 @@ class Task(ABC):
         return LlamaForCausalLM.from_pretrained(
             settings.model, dtype=getattr(torch, settings.dtype), keep_quantized=keep_quantized
         )
+
+    def hold_out(
+        self, examples: Examples, settings: TrainingSettings
+    ) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
+        """Returns the indices of the documents that train (None for all) and of those that are held out.
+
+        By default, `settings.eval_share` of the documents are held out at random, at least one.
+        """
+        if settings.eval_share == 0:
+            return None, np.empty(0, np.int64)
+        permutation = order(derived_seed(settings.seed, _HOLD_OUT), 0, len(examples))
+        size = max(1, round(settings.eval_share * len(examples)))
+        return np.sort(permutation[size:]), np.sort(permutation[:size])
 
     def load_tokenizer(self, settings: TrainingSettings) -> PreTrainedTokenizerBase:
         """Returns the tokenizer of the model."""

@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from puna.training.tasks.base import Task
+from puna.training.tasks.classify import Classify
+from puna.training.tasks.sft import SupervisedFineTuning
 
-TASKS: dict[str, type[Task]] = {}
+TASKS: dict[str, type[Task]] = {"sft": SupervisedFineTuning, "classify": Classify}
