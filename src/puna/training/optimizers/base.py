@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
@@ -32,12 +33,9 @@ class Optimizer(ABC):
 
     def gradient_norm(self) -> float:
         """Returns the Euclidean norm of all gradients, summed in float64."""
-        squares = [
-            parameter.grad.double().square().sum()
-            for parameter in self.parameters.values()
-            if parameter.grad is not None
-        ]
-        return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        norms = torch._foreach_norm(gradients, 2, torch.float64) if gradients else ()
+        return math.hypot(*map(float, norms))
 
     def zero_gradients(self) -> None:
         """Removes all gradients."""

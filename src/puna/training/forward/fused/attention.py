@@ -78,8 +78,11 @@ class Attention:
     width: int
     groups: tuple[Group, ...]
 
-    def forward(self, qkv: Tensor) -> Tensor:
-        """Returns the attention, (T, H E), of rotated queries, rotated keys and values, (T, (H + 2 K) E)."""
+    def forward(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the attention, (T, H E), of rotated queries, rotated keys and values, (T, (H + 2 K) E).
+
+        The second result is empty: `backward` computes the scores again.
+        """
         out = qkv.new_empty(len(qkv) + 1, self.heads * self.width)
         for group in self.groups:
             q, k, v = self._split(qkv, group)
@@ -87,11 +90,11 @@ class Attention:
                 self._weights(q, k, begin, end) @ v[:, :end] for begin, end in _blocks(q.shape[2])
             ]  # (B K, G Q, E)
             self._scatter(out, group, self._joined(parts, q))
-        return out[:-1]
+        return out[:-1], qkv.new_empty(0)
 
-    def backward(self, g: Tensor, qkv: Tensor) -> Tensor:
+    def backward(self, g: Tensor, qkv: Tensor, out: Tensor, kept: Tensor) -> Tensor:
         """Returns the gradient of qkv, (T, (H + 2 K) E), from that of the attention, (T, H E)."""
-        out = qkv.new_empty(len(qkv) + 1, qkv.shape[1])
+        result = qkv.new_empty(len(qkv) + 1, qkv.shape[1])
         for group in self.groups:
             q, k, v = self._split(qkv, group)
             (gradient,) = self._heads(g, group, (self.heads,))
@@ -105,8 +108,8 @@ class Attention:
                 parts.append(gradients @ k[:, :end])
                 gk[:, :end].baddbmm_(gradients.transpose(1, 2), q[:, :, begin:end].flatten(1, 2))
             kv = [x.view(len(group.lengths), self.kv_heads, -1, self.width).transpose(1, 2) for x in (gk, gv)]
-            self._scatter(out, group, torch.cat((self._joined(parts, q), *kv), dim=2))
-        return out[:-1]
+            self._scatter(result, group, torch.cat((self._joined(parts, q), *kv), dim=2))
+        return result[:-1]
 
     def _split(self, qkv: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
         """Returns q (B K, G, L, E), k and v (B K, L, E), all float32."""

@@ -15,6 +15,7 @@ from puna.model.llama import LlamaDecoderLayer
 from puna.training.forward.fused.attention import Attention
 from puna.training.forward.fused.elementwise import gated, gated_backward, rms_norm, rms_norm_backward, rotate_
 from puna.training.forward.fused.projection import Kept, Projection, Tensors, master_of
+from puna.training.forward.fused.uniform import UniformAttention
 from puna.training.methods.base import Trainable
 
 
@@ -29,7 +30,7 @@ class Pass:
         checkpointing: keep only the input of each layer, and compute its other activations again.
     """
 
-    attention: Attention
+    attention: Attention | UniformAttention
     cos: Tensor
     sin: Tensor
     seed: int | None
@@ -76,25 +77,25 @@ class FusedLayer:
         """Returns the output, the activations that `backward` needs besides x, and those of the projections."""
         qkv, kept_qkv = self._qkv.forward(self._normed(x, 0), tensors)
         self._rotate(qkv, current, 1)
-        attention = current.attention.forward(qkv)
+        attention, sums = current.attention.forward(qkv)
         out, kept_o = self._o.forward(attention, tensors)
         middle = out.add_(x)
         gate_up, kept_gate_up = self._gate_up.forward(self._normed(middle, 1), tensors)
         out, kept_down = self._down.forward(gated(gate_up), tensors)
-        return out.add_(middle), [qkv, attention, middle, gate_up], [kept_qkv, kept_o, kept_gate_up, kept_down]
+        return out.add_(middle), [qkv, attention, sums, middle, gate_up], [kept_qkv, kept_o, kept_gate_up, kept_down]
 
     def backward(
         self, g: Tensor, x: Tensor, saved: list[Tensor], kept: list[Kept], current: Pass, tensors: Tensors, first: bool
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Returns the gradient of x, or None if it is not needed (`first`), and those of `tensors`."""
-        qkv, attention, middle, gate_up = saved
+        qkv, attention, sums, middle, gate_up = saved
         gradients: dict[str, Tensor] = {}
         gg = self._down.backward(g, gated(gate_up), kept[3], tensors, gradients, True)
         gg = gated_backward(gg, gate_up)
         gg = self._gate_up.backward(gg, self._normed(middle, 1), kept[2], tensors, gradients, True)
         g = self._norm_backward(gg, middle, 1, tensors, gradients).add_(g)
         ga = self._o.backward(g, attention, kept[1], tensors, gradients, True)
-        ga = current.attention.backward(ga, qkv)
+        ga = current.attention.backward(ga, qkv, attention, sums)
         self._rotate(ga, current, -1)
         propagate = not first or self._names[0] in tensors
         gn = self._qkv.backward(ga, self._normed(x, 0), kept[0], tensors, gradients, propagate)
@@ -148,7 +149,7 @@ class _Function(torch.autograd.Function):
             if current.checkpointing:
                 _, saved, kept = layer.forward(x, current, tensors)
             else:
-                saved, kept = rest[:4], _restored(rest[4:], ctx.ranks)
+                saved, kept = rest[:5], _restored(rest[5:], ctx.ranks)
             (g,) = gradients
             gx, result = layer.backward(g, x, saved, kept, current, tensors, not ctx.needs_input_grad[0])
         return (gx, None, None, None, *(result[name] for name in names))

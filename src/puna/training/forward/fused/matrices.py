@@ -43,6 +43,13 @@ class Variable:
 
     def __init__(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> None:
         self._layers, self._dtype = layers, dtype
+        parameters = [layer.weight for layer in layers]
+        if len(parameters) > 1 and all(parameter.dtype == dtype for parameter in parameters):
+            joined = torch.cat(
+                [parameter.detach() for parameter in parameters]
+            )  # `value` needs no copies of neighbours
+            for parameter, rows in zip(parameters, torch.split(joined, [len(p) for p in parameters]), strict=True):
+                parameter.data = rows
 
     def value(self) -> Tensor:  # noqa: D102
         parameters = [layer.weight.detach().to(self._dtype) for layer in self._layers]

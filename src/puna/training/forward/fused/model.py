@@ -19,6 +19,7 @@ from puna.training.forward.fused.elementwise import rms_norm, rms_norm_backward
 from puna.training.forward.fused.head import cross_entropy
 from puna.training.forward.fused.layer import FusedLayer, Pass
 from puna.training.forward.fused.projection import master_of
+from puna.training.forward.fused.uniform import UniformAttention
 from puna.training.forward.rows import Supervised, decoder_of, positions, prepend, remove
 from puna.training.methods.base import Trainable
 
@@ -67,10 +68,12 @@ class FusedForward:
         weight = value if isinstance(head, QuantLinear) else self._master(head.weight)
         return cross_entropy(self.hidden(batch), weight, Supervised.of(batch), scale, value)
 
-    def _attention(self, lengths: tuple[int, ...]) -> Attention:
+    def _attention(self, lengths: tuple[int, ...]) -> Attention | UniformAttention:
         config = self.trainable.model.config
-        groups = group_documents(lengths, config.num_attention_heads)
-        return Attention(config.num_attention_heads, config.num_key_value_heads, config.head_dim, tuple(groups))
+        heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        if self._dtype == torch.float32 and len(set(lengths)) == 1:
+            return UniformAttention(*heads, (len(lengths), lengths[0]))
+        return Attention(*heads, tuple(group_documents(lengths, heads[0])))
 
     def _embeddings(self, batch: Batch) -> Tensor:
         ids, module = torch.from_numpy(batch.ids), self._decoder.embed_tokens

