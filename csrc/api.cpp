@@ -42,7 +42,7 @@ int32_t guarded(const Body& body) {
 
 // Whether this processor has the instructions of a kernel build.
 bool is_supported(const puna::Kernels& kernels) {
-#if defined(__x86_64__)
+#if defined(PUNA_X86_KERNELS)
     const uint32_t have = puna_cpu_features();
     const uint32_t avx2 = PUNA_CPU_AVX2 | PUNA_CPU_FMA | PUNA_CPU_F16C;
     const uint32_t avx512 = avx2 | PUNA_CPU_AVX512 | PUNA_CPU_AVX512_VNNI;
@@ -62,7 +62,7 @@ bool is_supported(const puna::Kernels& kernels) {
 
 // All kernel builds, best first.
 const puna::Kernels* const kAll[] = {
-#if defined(__x86_64__)
+#if defined(PUNA_X86_KERNELS)
     &puna::kAvx512Bf16, &puna::kAvx512,
 #if defined(PUNA_AVX_VNNI)
     &puna::kAvxVnni,

@@ -185,8 +185,13 @@ void for_each_key_line(CacheType type, int64_t head_dim, int64_t slot, const Bod
         body(head_dim * kPage + (group * kPage + slot) * 4);
 }
 
+// PUNA_ONLY_PORTABLE leaves the other kernels out of a test build that does not need them.
+#if defined(__x86_64__) && !defined(PUNA_ONLY_PORTABLE)
+#define PUNA_X86_KERNELS
+#endif
+
 extern const Kernels kPortable;
-#if defined(__x86_64__)
+#if defined(PUNA_X86_KERNELS)
 extern const Kernels kAvx2;  // needs AVX2, FMA, F16C
 #if defined(PUNA_AVX_VNNI)
 extern const Kernels kAvxVnni;  // also needs AVX-VNNI; missing if the compiler does not know it

@@ -676,7 +676,7 @@ int main(int count, char** arguments) {
     check(kAvx512Bf16);
 #else
     check(kPortable);
-#if defined(__x86_64__)
+#if defined(PUNA_X86_KERNELS)
     const uint32_t have = puna_cpu_features(), avx512 = PUNA_CPU_AVX512 | PUNA_CPU_AVX512_VNNI;
     if (have & PUNA_CPU_AVX2) check(kAvx2);
 #if defined(PUNA_AVX_VNNI)

@@ -193,8 +193,6 @@ int main(int count, char** arguments) {
     // that one request is prefilled while the other decodes or has ended. Under a sanitizer or an emulator, two seeds
     // of each kind suffice: they reach the same code and the same sharing of memory between threads as all 16.
     const uint32_t seeds = count > 1 && std::string(arguments[1]) == "quick" ? 4 : 16;
-    // The threads share memory in the same way with all kernels; the thread sanitizer needs only one build of them.
-    const bool only_best = count > 2 && std::string(arguments[2]) == "best";
     check_pool();
     // Shape (sizes, eps, cache, unrotated keys), threads, format.
     const Case cases[] = {
@@ -204,7 +202,7 @@ int main(int count, char** arguments) {
     };
     std::istringstream names(puna_kernels());
     int runs = 0;
-    for (std::string kernels; names >> kernels && !(only_best && runs);)
+    for (std::string kernels; names >> kernels;)
         for (const Case& one : cases) {
             const Model many{make(one, kernels.c_str(), kPages)};
             const Case single{one.shape, 1, one.quantize};
