@@ -27,7 +27,7 @@ class Reply:
 
 
 class Connection:
-    """A client that may stop reading, and go away."""
+    """A client that may stop reading, and disconnect."""
 
     def __init__(self) -> None:
         self.reply = Reply()

@@ -63,7 +63,7 @@ async def until(condition):
 
 @contextlib.asynccontextmanager
 async def stalled_stream(server):
-    """A stream whose client has stopped to read after the first event."""
+    """A stream whose client stopped reading after the first event."""
     connection = Connection()
     connection.reading.clear()
     task = asyncio.ensure_future(server.chat(connection, **ENDLESS))
@@ -162,12 +162,12 @@ def test_a_request_that_waits_too_long_is_refused(llm):
 
 def test_the_time_in_the_queue_is_not_part_of_the_time_limit(llm):
     async def main():
-        server = Server(llm, request_seconds=0.5)
+        server = Server(llm, request_seconds=1.5)
         admission = server.service.admission
         ticket = await admission.enter("other", size=admission.slots)
         task = asyncio.ensure_future(server.chat())
         await until(lambda: admission.waiting)
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(1.6)
         admission.leave(ticket)
         assert (await asyncio.wait_for(task, 10)).status == 200
 

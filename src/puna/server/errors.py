@@ -92,11 +92,11 @@ def unsupported(param: str, message: str) -> ApiError:
 
 
 def api_error(error: BaseException, request_id: str | None = None, fields: Container[str] = ()) -> ApiError:
-    """Returns the error to send for any exception. The text of an unexpected one is not sent.
+    """Returns the error to send for any exception. The text of an unexpected exception is not sent.
 
     Args:
         request_id: identifies the request in the log.
-        fields: names of fields; an error whose message begins with one is an error of this field.
+        fields: names of fields; if an error message begins with one of them, the error names this field.
     """
     if isinstance(error, ApiError):
         return error

@@ -1,4 +1,4 @@
-"""How every endpoint generates: it starts a `Generation`, and reads updates from the resulting `Running`.
+"""Generation of answers for all endpoints: `start` starts a `Generation`; the `Running` it returns yields updates.
 
 This module does not know the names of HTTP fields.
 """

@@ -76,7 +76,7 @@ class _Server(uvicorn.Server):
             await asyncio.to_thread(self._service.close)
 
     async def on_tick(self, counter: int) -> bool:
-        """Is called by uvicorn ten times a second; returns whether to stop."""
+        """Returns whether to stop; uvicorn calls it ten times a second."""
         state = self._service.state
         if self._on_ready is not None and state == "ready":
             gc.collect()

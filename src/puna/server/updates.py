@@ -12,7 +12,7 @@ FinishReason = Literal["stop", "length", "tool_calls", "invalid"]
 
 @dataclass(frozen=True)
 class TextDelta:
-    """Text that no later token can change, and the tokens whose text ends in it.
+    """Text that no later token can change, and the tokens whose text ends within this text.
 
     Attributes:
         choice: index of the answer.

@@ -23,7 +23,7 @@ OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 """Paths that need no key, for GET and HEAD; the files of the page are added to them."""
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
-"""Host names that a web page of another site can never have."""
+"""Names of this machine, which the web pages of other sites cannot have as their host."""
 
 _HOST = re.compile(rb"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_](?:[a-z0-9._-]{0,252}))(?::[0-9]{1,5})?", re.IGNORECASE)
 _ORIGIN = re.compile(rb"https?://([^/?#@\s]+)", re.IGNORECASE)

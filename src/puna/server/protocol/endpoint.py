@@ -69,7 +69,7 @@ class Call:
         return json_response(document, headers=self.headers)
 
     async def long_json(self, make: Callable[[], Any]) -> Response:
-        """Returns a response with the JSON document that a function returns. Both are made in a thread."""
+        """Returns a response with the JSON document of a function, which a thread calls and converts to JSON."""
         return await asyncio.to_thread(lambda: self.json(make()))
 
 

@@ -151,7 +151,7 @@ class _Writer:
         return prompt if isinstance(prompt, str) else self._tokenizer.decode(list(prompt), skip_special_tokens=False)
 
     def _logprobs(self, index: int, rows: Sequence[TokenLogprobs | int]) -> dict[str, Any]:
-        """Returns log-probabilities. A row that is an id is a prompt's first token, which has no log-probability."""
+        """Returns log-probabilities. The first token of a prompt has none, so its row is only an id."""
         texts, chosen, tops, offsets = [], [], [], []
         for row in rows:
             text = token_text(row if isinstance(row, int) else row.token, self._tokenizer)
@@ -174,7 +174,7 @@ class _Writer:
         return len(text) - adds_space
 
     def _top(self, row: TokenLogprobs) -> dict[str, float]:
-        """Returns log-probabilities of the most likely and the chosen tokens by text; ties of texts: the highest."""
+        """Returns the log-probabilities of the likely and the chosen tokens by text; for equal texts, the highest."""
         count = self._call.values["logprobs"]
         pairs = [*row.top[:count], (row.token, row.logprob)]
         result: dict[str, float] = {}

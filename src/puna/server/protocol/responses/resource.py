@@ -81,7 +81,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Returns a value without fields that are None because the request did not have them."""
+    """Returns a value without the fields that are None because they were absent from the request."""
     if not isinstance(value, Mapping):
         return value
     return {key: _without_nulls(item) for key, item in value.items() if item is not None}
