@@ -101,11 +101,11 @@ def test_ctrl_c_ends_the_wait_for_a_long_step(llm, monkeypatch, receiver):
 
     def long_forward(batch):
         started.set()
-        time.sleep(0.5)
+        release.wait(20)
         ended.append(True)
         return forward(batch)
 
-    started = threading.Event()
+    started, release = threading.Event(), threading.Event()
     ended: list[bool] = []
     monkeypatch.setattr(llm._backend, "forward", long_forward)
 
@@ -119,6 +119,7 @@ def test_ctrl_c_ends_the_wait_for_a_long_step(llm, monkeypatch, receiver):
     with pytest.raises(KeyboardInterrupt):
         llm.generate(PROMPTS[0], max_tokens=100)
     assert not ended
+    release.set()
     thread.join()
     check_nothing_is_left(llm)
     assert len(ended) == 2  # the interrupted step, and that of the check: the request ended after its first step
@@ -161,8 +162,13 @@ def test_the_garbage_collector_may_delete_streams_at_any_point(llm, answers):
 class Callers:
     """50 threads, and 500 asyncio tasks in a separate event loop, that share a model for a limited time.
 
-    A third of the requests is cancelled or dropped at random; the other answers must be right.
+    A third of the requests is cancelled or dropped at random; the other answers must be right. On a busy machine the
+    callers continue for up to a minute, until each kind of request has ended once.
     """
+
+    KINDS = frozenset({"dropped", "dropped of n", "dropped in asyncio", "cancelled"}) | {
+        f"{kind}: right" for kind in ("generate", "stream", "embed", "await", "async for")
+    }
 
     def __init__(self, llm: LLM, expected: dict[tuple[int, int], Completion], seconds: float) -> None:
         self.llm, self.expected = llm, expected
@@ -174,6 +180,11 @@ class Callers:
         self.threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(50)]
         self.threads.append(threading.Thread(target=lambda: asyncio.run(self._ask_in_tasks())))
 
+    @property
+    def running(self) -> bool:
+        late = time.monotonic() - self.end
+        return late < 0 or (late < 60 and not self.outcomes.keys() >= self.KINDS)
+
     def _choose(self, source: random.Random) -> tuple[Completion, dict[str, Any]]:
         key = source.randrange(len(PROMPTS)), source.choice([4, 20, 60])
         return self.expected[key], {"prompt": PROMPTS[key[0]], "max_tokens": key[1]}
@@ -183,7 +194,7 @@ class Callers:
 
     def _ask(self, number: int) -> None:
         source = random.Random(number)
-        while time.monotonic() < self.end:
+        while self.running:
             expected, arguments = self._choose(source)
             action = source.randrange(8)
             if action < 2:
@@ -212,7 +223,7 @@ class Callers:
 
     async def _ask_in_task(self, number: int) -> None:
         source = random.Random(1000 + number)
-        while time.monotonic() < self.end:
+        while self.running:
             expected, arguments = self._choose(source)
             action = source.randrange(6)
             if action == 0:
@@ -247,7 +258,7 @@ def test_threads_and_tasks_share_a_model_under_interrupts_and_garbage_collection
             thread.start()
         with aimed_interrupts(seed=2, most=0.1) as interrupt:
             interrupted = 0
-            while time.monotonic() < callers.end:
+            while callers.running:
                 interrupted += interrupt(lambda: llm.generate(PROMPTS[1], max_tokens=60))
                 memory.append(resident_bytes())
         for thread in callers.threads:
@@ -258,9 +269,7 @@ def test_threads_and_tasks_share_a_model_under_interrupts_and_garbage_collection
     gc.collect()
     check_nothing_is_left(llm)
     assert not [kind for kind in callers.outcomes if "wrong" in kind], callers.outcomes
-    kinds = {"dropped", "dropped of n", "dropped in asyncio", "cancelled"}
-    kinds |= {f"{kind}: right" for kind in ("generate", "stream", "embed", "await", "async for")}
-    assert set(callers.outcomes) >= kinds
+    assert set(callers.outcomes) >= callers.KINDS
     assert interrupted > 0
     if seconds > 60:
         quarter = len(memory) // 4
@@ -397,7 +406,7 @@ print(next(stream) is not None)
 def test_the_program_may_end_while_requests_run(tiny_model, backend):
     if backend == "torch":
         pytest.importorskip("torch")
-    for _ in range(3):
+    for _ in range(3 if backend == "native" else 1):
         run = subprocess.run(
             [sys.executable, "-c", EXIT, str(tiny_model), backend], capture_output=True, text=True, timeout=60
         )

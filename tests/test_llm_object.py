@@ -253,18 +253,20 @@ def test_later_answers_are_not_affected_by_a_memory_error(tiny_model, monkeypatc
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
-def test_the_default_model_runs_in_two_gigabytes_of_address_space(smollm2):
+@pytest.mark.parametrize("tokens", [3000, pytest.param(8000, marks=pytest.mark.soak)])
+def test_the_default_model_runs_in_two_gigabytes_of_address_space(smollm2, tokens):
     script = (
-        "import resource\n"
+        "import resource, sys\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2_000_000 * 1024, resource.RLIM_INFINITY))\n"
         "from puna import LLM\n"
         "llm = LLM()\n"
         "print(llm._backend.pages * 64, llm.generate('Gravity is', max_tokens=12).text)\n"
-        "print(len(llm.generate([100] * 8000, max_tokens=2, stop=None).ids) <= 2)\n"
+        "print(len(llm.generate([100] * int(sys.argv[1]), max_tokens=2, stop=None).ids) <= 2)\n"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
-    tokens, _, text = run.stdout.splitlines()[0].partition(" ")
-    assert 8192 <= int(tokens) < 16 * 8192, run.stderr
+    command = [sys.executable, "-c", script, str(tokens)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    capacity, _, text = run.stdout.splitlines()[0].partition(" ")
+    assert 8192 <= int(capacity) < 16 * 8192, run.stderr
     assert "physics" in text and run.stdout.endswith("True\n"), run.stderr
 
 

@@ -209,7 +209,7 @@ def test_an_id_larger_than_any_vocabulary_is_refused(meta: Path, tmp_path: Path,
     started = time.perf_counter()
     run = run_convert(tmp_path / "hf", tmp_path / "out", "--to", "gguf")
     assert run.returncode == 1 and message in run.stderr, run.stderr
-    assert time.perf_counter() - started < 10
+    assert time.perf_counter() - started < 60
 
 
 def test_a_tokenizer_with_contradictory_parts_is_refused(meta: Path, tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_the_command_of_the_documentation_runs(meta: Path, tmp_path: Path, capsy
 def test_llama_3_gets_its_chat_template_and_end_tokens(tmp_path: Path) -> None:
     llama_models = pytest.importorskip("llama_models")
     ranks = Path(llama_models.__file__).parent / "llama3" / "tokenizer.model"
-    family = next(candidate for candidate in FAMILIES if candidate.name == "llama3.1-405b")
+    family = next(candidate for candidate in FAMILIES if candidate.name == "llama3.2-1b")
     folder = write_meta(tmp_path / "meta", family, hf_tensors(family, layers=1))
     shutil.copy(ranks, folder / "tokenizer.model")
     assert documented_command(["--input_dir", str(folder), "--output_dir", str(tmp_path / "hf"), "--instruct"]) == 0
@@ -332,9 +332,9 @@ def test_llama_3_gets_its_chat_template_and_end_tokens(tmp_path: Path) -> None:
     assert run.returncode == 1 and "has a chat template already" in run.stderr
     run = run_convert(tmp_path / "hf", tmp_path / "m.gguf", "--to", "gguf", "--quantize", "q8_0")
     assert run.returncode == 0, run.stderr
-    converted = load_tokenizer(tmp_path / "m.gguf")
+    converted, original = load_tokenizer(tmp_path / "m.gguf"), load_tokenizer(folder)
     for text in ("Hello, world 12345 don't", "  été\n\n 日本 🦙"):
-        assert converted.encode(text) == load_tokenizer(folder).encode(text)
+        assert converted.encode(text) == original.encode(text)
     keys = open_gguf(tmp_path / "m.gguf").metadata
     assert keys["tokenizer.ggml.pre"] == "llama-bpe"
     assert {keys[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot", "eom")} == {128001, 128008, 128009}

@@ -20,21 +20,22 @@ from tests.fuzz.json_mutations import mutate
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.parametrize("count", [240, pytest.param(4000, marks=pytest.mark.soak)])
 @pytest.mark.slow
-def test_mutated_files_of_every_kind_load_or_are_refused(tmp_path: Path) -> None:
+def test_mutated_files_of_every_kind_load_or_are_refused(tmp_path: Path, count: int) -> None:
     pytest.importorskip("torch")  # writes some of the seeds
-    command = [sys.executable, "-m", "tests.fuzz.run", "--count", "400", "--seed", "7", "--folder", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.fuzz.run", "--count", str(count), "--seed", "7", "--folder", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     process = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
     summary = json.loads(process.stdout.rpartition("}")[0] + "}")
     assert summary["failures"] == []
     assert process.returncode == 0, process.stderr[-2000:]
     assert {name.split()[0] for name in summary["results"]} == set(KINDS)
-    assert sum(summary["results"].values()) >= 390
-    assert summary["different_messages"] > 100
+    assert sum(summary["results"].values()) >= 0.97 * count
+    assert summary["different_messages"] > 70
     # The mutations are effective and the seeds are valid: many files are refused, and many load.
-    assert sum(count for name, count in summary["results"].items() if name.endswith("refused")) > 100
-    assert sum(count for name, count in summary["results"].items() if name.endswith("loaded")) > 40
+    assert sum(count for name, count in summary["results"].items() if name.endswith("refused")) > count / 4
+    assert sum(count for name, count in summary["results"].items() if name.endswith("loaded")) > count / 10
 
 
 def _raise_puna_error() -> None:
@@ -58,7 +59,7 @@ def _raise_other_error() -> None:
     ],
 )
 def test_the_fuzzer_recognises_failures(tmp_path, monkeypatch, action, result):
-    monkeypatch.setattr(run, "SECONDS", 1)
+    monkeypatch.setattr(run, "SECONDS", 1 if "HANG" in result else 60)
     monkeypatch.setattr(run, "MEMORY", 2**40)  # the test's process has loaded torch
     if "MemoryError" in result:
         monkeypatch.setattr(run, "MEMORY", 2**31)

@@ -152,14 +152,15 @@ class ReferenceForward:
         uses_bf16 = self.cache == "bf16" and self.multiplies_bf16
         q = round_to_bf16(q) if uses_bf16 else q
         group = q.shape[1] // k.shape[1]
-        scores = np.einsum("qhe,khe->hqk", q, k.repeat(group, 1))  # (H, T, T)
+        scores = q.transpose(1, 0, 2) @ k.repeat(group, 1).transpose(1, 2, 0)  # (H, T, T)
         scores[:, ~np.tri(tokens, dtype=bool)] = -np.inf
         highest = scores.max(-1, keepdims=True)
         weights = np.exp(scores - highest)
         total = weights.sum(-1, keepdims=True)
         if uses_bf16:
             weights = _rounded_weights(scores, highest)
-        return np.einsum("hqk,khe->qhe", weights / total, v.repeat(group, 1)).reshape(tokens, -1)
+        values = weights / total @ v.repeat(group, 1).transpose(1, 0, 2)  # (H, T, E)
+        return values.transpose(1, 0, 2).reshape(tokens, -1)
 
     def rotate(self, x: np.ndarray) -> np.ndarray:
         """Applies half-split rotary embedding to x, (T, heads, E); angles are float32 products, as in csrc."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import threading
@@ -25,7 +26,7 @@ class Repo:
 
 
 def commit_of(files: dict[str, bytes]) -> str:
-    return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+    return hashlib.sha1(repr(sorted((name, _oid(data)) for name, data in files.items())).encode()).hexdigest()
 
 
 @dataclass
@@ -157,6 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
+@functools.lru_cache(maxsize=64)
 def _oid(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 

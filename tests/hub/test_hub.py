@@ -344,17 +344,15 @@ def test_damaged_data_of_an_interrupted_download_is_replaced(machine: Machine, g
 
 @pytest.mark.slow
 def test_ctrl_c_ends_a_download_of_several_files_at_once(machine: Machine, model_files: dict[str, bytes]) -> None:
-    large = {f"model-0000{n}-of-00003.safetensors": bytes([n]) * 20_000_000 for n in (1, 2, 3)}
+    large = {f"model-0000{n}-of-00003.safetensors": bytes([n]) * 4_000_000 for n in (1, 2, 3)}
     machine.hub.add("owner/tiny", {"config.json": model_files["config.json"], **large})
-    machine.hub.seconds_per_megabyte = 0.5
+    machine.hub.seconds_per_megabyte = 25.0
     command = [sys.executable, "-m", "puna", "pull", "owner/tiny"]
     with subprocess.Popen(command, cwd=machine.home, env=machine.environment(), stderr=subprocess.PIPE) as process:
         assert process.stderr is not None and process.stderr.readline().startswith(b"downloading")
         time.sleep(1)
         process.send_signal(signal.SIGINT)
-        started = time.monotonic()
-        assert process.wait(timeout=60) == 130
-    assert time.monotonic() - started < 3, "the files take 10 s each"
+        assert process.wait(timeout=60) == 130, "the files take 100 s each"
 
 
 def test_a_file_of_a_process_that_ended_before_verifying_is_verified(machine: Machine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 
 import numpy as np
 import pytest
@@ -53,6 +54,28 @@ def check_stages(
     return logits
 
 
+@functools.cache
+def small_model(name: str) -> tuple[LlamaConfig, dict[str, PackedTensor]]:
+    """Returns a model whose matrices have the format `name`; tests only read it."""
+    config = config_of(vocab_size=71, max_position_embeddings=320, **SIZES)
+    return config, pack_state(name, random_state(config))
+
+
+@functools.lru_cache(maxsize=1)
+def square_model(columns: int) -> tuple[LlamaConfig, dict[str, np.ndarray]]:
+    """Returns a model of one layer with square matrices; tests only read it."""
+    config = config_of(
+        vocab_size=50,
+        hidden_size=columns,
+        intermediate_size=columns,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.5 / columns**0.5,
+    )
+    return config, random_state(config)
+
+
 def read_back(backend: NativeBackend, kind: int, layer: int, shape: tuple[int, int]) -> np.ndarray:
     """Returns the values of a matrix that the backend has packed."""
     out = np.empty(shape, np.float32)
@@ -100,8 +123,7 @@ def _kind(key: str) -> int:
     + [pytest.param(name, cache, marks=pytest.mark.slow) for name in ("f32", "q6_K") for cache in ("bf16", "q8_0")],
 )
 def test_logits_in_every_format_equal_those_of_the_reference(name, cache, kernels):
-    config = config_of(vocab_size=71, max_position_embeddings=320, **SIZES)
-    tensors = pack_state(name, random_state(config))
+    config, tensors = small_model(name)
     ids = np.random.default_rng(1).integers(0, 71, 300)
     backend = NativeBackend(config, tensors, 2, cache=cache)
     logits = check_stages(backend, config, tensors, ids, kernels, cache)
@@ -111,8 +133,8 @@ def test_logits_in_every_format_equal_those_of_the_reference(name, cache, kernel
 
 @pytest.mark.parametrize("names", [("q8_0", "q4_K"), ("q6_K", "q5_1", "bf16"), ("f32", "mxfp4", "iq2_s")])
 def test_matrices_of_several_formats_share_one_rounded_input(names, kernels):
-    config = config_of(vocab_size=71, max_position_embeddings=320, **SIZES)
-    packed = [pack_state(name, random_state(config)) for name in names]
+    config, _ = small_model(names[0])
+    packed = [small_model(name)[1] for name in names]
     tensors = {key: packed[index % len(packed)][key] for index, key in enumerate(packed[0])}
     ids = np.random.default_rng(3).integers(0, 71, 70)
     backend = NativeBackend(config, tensors, 2, cache="f32")
@@ -123,16 +145,9 @@ def test_matrices_of_several_formats_share_one_rounded_input(names, kernels):
 @pytest.mark.parametrize("columns", [32, 96, 288, *(pytest.param(n, marks=pytest.mark.slow) for n in (576, 1536))])
 def test_logits_with_rows_that_end_within_an_activation_block_equal_the_reference(columns, kernels):
     """Matrices have rows of lengths such as 576, in formats with blocks of 32 weights and in float formats."""
+    config, state = square_model(columns)
     for name in ("q4_0", "q4_1", "q5_1", "q8_0", "iq4_nl", "bf16", "f16"):
-        config = config_of(
-            vocab_size=50,
-            hidden_size=columns,
-            intermediate_size=columns,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            initializer_range=0.5 / columns**0.5,
-        )
-        tensors = pack_state(name, random_state(config))
+        tensors = pack_state(name, state)
         ids = np.random.default_rng(1).integers(0, 50, 20)
         backend = NativeBackend(config, tensors, cache="f32")
         logits = check_stages(backend, config, tensors, ids, kernels, "f32")

@@ -20,7 +20,7 @@ KEY = "first-key-of-the-tests"
 
 
 class Impatient(Connection):
-    header_seconds = 0.2
+    header_seconds = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +103,9 @@ def test_a_body_in_chunks_is_counted_while_it_arrives(address):
 @pytest.mark.parametrize("data", [b"", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nx: "])
 def test_connections_without_a_request_are_closed(address, data):
     with socket.create_connection(address, 5) as connection:
-        connection.settimeout(5)
+        connection.settimeout(30)  # the default of `header_seconds` is longer
         connection.sendall(data)
-        started = time.monotonic()
         assert connection.recv(100) == b""
-        assert time.monotonic() - started < 4
 
 
 def test_a_request_that_follows_another_is_waited_for_as_long_as_the_first(address):
@@ -137,6 +135,6 @@ def test_an_answer_may_take_longer_than_the_headers(address):
                    f"Content-Length: {len(data)}")  # fmt: skip
     with socket.create_connection(address, 30) as connection:
         connection.sendall(request + data[:10])
-        time.sleep(0.3)
+        time.sleep(0.8)
         connection.sendall(data[10:])
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")

@@ -143,7 +143,7 @@ def _idle(model: Any) -> Any:
     """Returns the statistics once the requests of the clients that left have ended."""
     import time
 
-    for _ in range(200):
+    for _ in range(3000):
         statistics = model._engine.statistics()
         if not (statistics.running or statistics.waiting):
             break

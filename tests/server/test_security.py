@@ -311,7 +311,7 @@ def test_large_headers_are_refused(scope, status):
 def test_a_body_that_does_not_arrive_ends_the_request():
     started = time.monotonic()
     reply = request(Policy(KeyRing(), body_seconds=0.05), scope_of(), [])
-    assert reply.status == 408 and time.monotonic() - started < 2
+    assert reply.status == 408 and time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize(

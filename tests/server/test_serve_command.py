@@ -128,7 +128,7 @@ def test_an_unknown_address_is_named():
 
 def test_an_adapter_cannot_have_the_name_of_the_model():
     command = [sys.executable, "-m", "puna", "serve", str(LAYOUTS["hf"]), "--adapter", "hf=adapter"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.returncode == 2 and "the name 'hf' is that of the model" in run.stderr
 
 

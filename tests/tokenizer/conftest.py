@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import runpy
 import subprocess
-import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,13 +98,16 @@ def oracle() -> Callable[[str, list[dict[str, Any]]], list[dict[str, Any]]]:
     """A function that runs jobs in the environment of one release of transformers (tests/oracles/read_tokenizer.py)."""
 
     def ask(release: str, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        python = ROOT / ".oracles" / release / "bin" / "python"
+        script = ROOT / "tests" / "oracles" / "read_tokenizer.py"
         if release == "5.23.0":
             pytest.importorskip("transformers")
-            python = Path(sys.executable)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                run_job = runpy.run_path(str(script))["run"]
+                return json.loads(json.dumps([run_job(job) for job in json.loads(json.dumps(jobs))]))
+        python = ROOT / ".oracles" / release / "bin" / "python"
         if not python.exists():
             pytest.skip(f"no environment for transformers {release}; make test sets it up")
-        script = ROOT / "tests" / "oracles" / "read_tokenizer.py"
         run = subprocess.run(
             [str(python), "-W", "ignore", str(script)],
             input=json.dumps({"jobs": jobs}),

@@ -228,6 +228,16 @@ def test_a_template_that_python_cannot_compile_raises_an_error(fast, template):
         fast.apply_chat_template(CHAT, chat_template=template)
 
 
+@pytest.fixture
+def quick_limit(monkeypatch):
+    """The processes that render templates have 0.3 s instead of 1.5 s."""
+    change = "\nfrom puna.templates import worker; worker.SECONDS = 0.3\nserve()"
+    monkeypatch.setattr(process, "_PROGRAM", process._PROGRAM.replace("\nserve()", change))
+    monkeypatch.setattr(process, "_POOL", process._Pool())
+    yield
+    process._POOL._close()
+
+
 @pytest.mark.parametrize(
     "template",
     [
@@ -243,11 +253,14 @@ def test_a_template_that_python_cannot_compile_raises_an_error(fast, template):
         "{{ ('a' * 5000000).count('a' * 2000000 + 'b') }}{{ lipsum(n=10**7) | length }}",
     ],
 )
-def test_templates_that_need_too_much_time_are_stopped(fast, template):
-    start = time.monotonic()
+def test_templates_that_need_too_much_time_are_stopped(fast, quick_limit, template):
     with pytest.raises(ChatTemplateError, match=r"more than 1\.5 s|more than 64.0 MB"):
         fast.apply_chat_template(CHAT, chat_template=template)
-    assert time.monotonic() - start < 10
+
+
+def test_the_default_time_limit_stops_a_template(fast):
+    with pytest.raises(ChatTemplateError, match=r"more than 1\.5 s"):
+        fast.apply_chat_template(CHAT, chat_template="{{ 10 ** (10 ** 10) }}")
 
 
 @pytest.mark.parametrize(
@@ -339,7 +352,7 @@ def test_the_rendering_process_ends_with_its_parent():
         "print(process._POOL._idle[0]._process.pid, flush=True); os._exit(1)"
     )
     run = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while _is_running(int(run.stdout)):
         assert time.monotonic() < deadline
         time.sleep(0.01)

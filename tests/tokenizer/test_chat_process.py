@@ -31,7 +31,7 @@ pid = os.fork()
 if pid == 0:
     print(worker._process.stdin.raw.closed, worker._process.stdout.raw.closed, flush=True)
     os.close(1)
-    time.sleep(20)
+    time.sleep(100)
     os._exit(0)
 thread.join()
 process.render("x", {})
@@ -40,9 +40,7 @@ print(pid, flush=True)
 
 
 def test_a_process_forked_during_a_rendering_does_not_delay_the_exit():
-    start = time.monotonic()
-    run = subprocess.run([sys.executable, "-c", FORK], stdout=subprocess.PIPE, text=True, check=True, timeout=15)
-    assert time.monotonic() - start < 15
+    run = subprocess.run([sys.executable, "-c", FORK], stdout=subprocess.PIPE, text=True, check=True, timeout=80)
     states, pid = run.stdout.splitlines()
     os.kill(int(pid), 9)
     assert states == "True True"
