@@ -141,6 +141,29 @@ def test_evaluations_samples_and_saves_do_not_change_the_result(data, tmp_path, 
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("method", ["lora", "prompt", "prefix"])
+def test_samples_are_the_most_likely_tokens_of_the_training_forward(method):
+    """The reference repeats the forward pass of training for every token, without a cache."""
+    settings = TrainingSettings(method=method)
+    model = LlamaForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    tokenizer = load_tokenizer(MODEL)
+    trainable = METHODS[method].attach(model, tokenizer, settings)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in trainable.parameters.values():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    forward = ReferenceForward(trainable)
+    trainer = Trainer(PlainText(), trainable, forward, AdamW(trainable.parameters, settings), tokenizer)
+    ids, expected = tokenizer.encode("Once upon a"), []
+    forward.training = False
+    for _ in range(6):
+        row = np.array([*ids, *expected])
+        with torch.no_grad():
+            states = forward.hidden(Batch(row, (len(row),), np.ones(len(row), np.float32), None, (), 0))
+            expected.append(int(model.lm_head(states[-1:]).argmax()))
+    assert trainer.sample(["Once upon a"], 6) == [tokenizer.decode(expected, skip_special_tokens=True)]
+
+
 def test_the_weighted_mean_of_held_out_losses_is_reported(data, tmp_path, registered):
     result = train(MODEL, data, output=tmp_path / "a", eval_data=data, **OPTIONS, steps=2)
     transformers = pytest.importorskip("transformers")

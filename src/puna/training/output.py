@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import puna
+from puna import __version__
 from puna.errors import PunaError, StorageError, TrainingError
 from puna.files import folder_path, make_folder, name_from_path, read_json, write_json
 from puna.training.settings import TrainingSettings
@@ -90,7 +90,7 @@ def locked(folder: Path) -> Iterator[None]:
 def environment() -> dict[str, Any]:
     """Returns the versions and the machine that the numbers of a run depend on."""
     return {
-        "puna": puna.__version__,
+        "puna": __version__,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "numpy": np.__version__,

@@ -94,19 +94,23 @@ class Trainer:
     def _continue(
         self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompt: str, max_tokens: int
     ) -> str:
-        ids = torch.tensor([self.task.encode_prompt(prompt, tokenizer)])  # (1, T)
-        virtual, prefix = self.trainable.prompt, self.trainable.prefix
-        inputs: dict[str, Any] = {"input_ids": ids}
-        if virtual is not None:
-            words = model.get_input_embeddings()(ids)  # (1, T, D)
-            inputs = {"inputs_embeds": torch.cat([virtual.to(words.dtype)[None], words], dim=1)}  # (1, N + T, D)
-        if prefix is not None:
-            inputs["past_key_values"] = KVCache((layer[0][None], layer[1][None]) for layer in prefix.to(model.dtype))
+        cache, count = self._virtual_cache(model)
+        ids = torch.tensor([[0] * count + self.task.encode_prompt(prompt, tokenizer)])  # (1, N + T)
         pad = model.config.pad_token_id or tokenizer.eos_token_id  # one row needs no padding; None would be reported
-        out = model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False, pad_token_id=pad)
+        inputs: dict[str, Any] = {"input_ids": ids, "past_key_values": cache, "max_new_tokens": max_tokens}
+        out = model.generate(**inputs, do_sample=False, pad_token_id=pad)
         assert isinstance(out, Tensor), "generate() returns ids unless dictionaries are requested"
-        new = out[0] if virtual is not None else out[0, ids.shape[1] :]
-        return str(tokenizer.decode(new.tolist(), skip_special_tokens=True))
+        return str(tokenizer.decode(out[0, ids.shape[1] :].tolist(), skip_special_tokens=True))
+
+    def _virtual_cache(self, model: LlamaForCausalLM) -> tuple[KVCache | None, int]:
+        """Returns the keys and values of the N virtual tokens of a prompt or a prefix, and N."""
+        prompt, prefix = self.trainable.prompt, self.trainable.prefix
+        if prompt is not None:
+            out = model.model(inputs_embeds=prompt.to(model.dtype)[None], use_cache=True)
+            return out.past_key_values, len(prompt)
+        if prefix is not None:
+            return KVCache((keys[None], values[None]) for keys, values in prefix.to(model.dtype)), prefix.shape[3]
+        return None, 0
 
     def save_state(self) -> dict[str, Tensor]:
         """Returns the parameters and the state of the optimizer by name; they share memory with the trainer."""
