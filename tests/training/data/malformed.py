@@ -203,6 +203,9 @@ def malformed_files() -> Iterator[Malformed]:
     for table, ending in ((BAD_JSON, "json"), (BAD_CSV, "csv")):
         for title, (data, number, words) in table.items():
             yield Malformed(f"{title}.{ending}", data, number, words)
+    for title, data in (("other", b"text\na b\n"), ("truncated", b"PAR1" + bytes(200)), ("short", b"PAR1")):
+        yield Malformed(f"{title}.parquet", data, None, "not a complete Parquet file")
+    yield Malformed("UTF-32.jsonl", json.dumps(GOOD).encode("utf-32"), None, "UTF-32")
     yield Malformed("zero.txt", b"good line\nbad \0 line\n", 1, "is zero")
     yield Malformed("latin-1.txt", b"caf\xe9\n", 1, "not UTF-8")
     yield Malformed("unknown.xyz", b"some text\n", None, "rename it")

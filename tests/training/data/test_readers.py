@@ -192,8 +192,11 @@ def test_parquet_is_read_in_blocks(tmp_path, monkeypatch):
     rows = open_rows(path)
     assert [rows.read(index).values["number"] for index in (19, 0, 8)] == [19, 0, 8]
     write(tmp_path / "b.parquet", path.read_bytes()[:-30])
-    with pytest.raises(DataError, match=r"b\.parquet: not a valid Parquet file"):
+    with pytest.raises(DataError, match=r"b\.parquet: not a complete Parquet file"):
         open_rows(tmp_path / "b.parquet")
+    write(tmp_path / "c.parquet", path.read_bytes()[:-30] + b"x" * 26 + b"PAR1")
+    with pytest.raises(DataError, match=r"c\.parquet: not a valid Parquet file"):
+        open_rows(tmp_path / "c.parquet")
 
 
 def test_data_that_does_not_exist_is_an_error(tmp_path):
@@ -207,5 +210,7 @@ def test_data_that_does_not_exist_is_an_error(tmp_path):
         open_rows([])
     with pytest.raises(ArgumentError, match="read it into a list"):
         open_rows(iter(ROWS))
+    with pytest.raises(ArgumentError, match="an empty text"):
+        open_rows("")
     with pytest.raises(DataError, match=r"without 'train'; its keys are 'a'"):
         open_rows({"a": ROWS})

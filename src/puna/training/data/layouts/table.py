@@ -198,7 +198,7 @@ def mapped(row: Row, columns: Mapping[str, str] | None) -> dict[str, Any]:
 
 def _missing(row: Row, candidates: list[str]) -> str:
     names = set(row.values)
-    if {"chosen", "rejected"} & names:
+    if {"chosen", "rejected", "preferred_output"} & names:
         return (
             f"the row is a preference ({_names(row)}), but fine-tuning needs one answer; map the better one, for "
             'example columns = {"completion": "chosen"}'

@@ -39,8 +39,9 @@ class JsonLines(Rows):
     def read(self, index: int) -> Row:
         """Returns a row; raises DataError."""
         source = self.source(index)
-        hint = "; the last line of the file may be incomplete" if index == len(self) - 1 else ""
         text = self._lines.read(index).strip()
+        is_cut = index == len(self) - 1 and text.startswith("{") and not text.endswith("}")
+        hint = "; the last line of the file seems to be incomplete" if is_cut else ""
         values = _parsed(lambda: _DECODER.decode(text), source, f"each line must be one complete JSON object{hint}")
         return Row(as_object(values, source), source)
 

@@ -35,6 +35,7 @@ _SIGNATURES = {
     b"BZh": "bzip2; decompress it with bunzip2",
     b"\xfd7zXZ": "xz; decompress it with unxz",
     b"\x28\xb5\x2f\xfd": "zstd; decompress it with unzstd",
+    b"\xff\xfe\0\0": "UTF-32; convert it with iconv -f UTF-32 -t UTF-8",
     b"\xff\xfe": "UTF-16; convert it with iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": "UTF-16; convert it with iconv -f UTF-16 -t UTF-8",
     b"SQLite format 3": "an SQLite database; export the table as CSV",
@@ -64,6 +65,8 @@ def open_rows(data: Any, split: str = "train") -> Rows:
         ModelNotFoundError: there is no such file.
         MissingExtraError: a Parquet file needs the extra `parquet`.
     """
+    if isinstance(data, str) and not data:
+        raise ArgumentError(f"the training data is an empty text; {_EXAMPLE}, or a list of rows")
     if isinstance(data, Mapping) and not hasattr(data, "iloc"):
         return open_rows(_split_of_mapping(data, split), split)
     if _is_path(data):

@@ -7,7 +7,10 @@ from typing import Any
 
 from puna.errors import DataError, MissingExtraError, first_line
 from puna.training.batch import Source
+from puna.training.data.readers.data_file import DataFile
 from puna.training.data.readers.rows import Row, Rows
+
+_MARK = b"PAR1"
 
 _BLOCK = 1024
 """Rows that are read at a time; training reads all rows in order, once."""
@@ -17,6 +20,12 @@ class ParquetFile(Rows):
     """The rows of a Parquet file."""
 
     def __init__(self, path: Path) -> None:
+        file = DataFile(path)
+        if file.read(0, 4) != _MARK or file.read(max(file.size - 4, 4), file.size) != _MARK:
+            raise DataError(
+                f"{path}: not a complete Parquet file, which begins and ends with {_MARK.decode()}; download or "
+                "write it again, or rename it if it has another format"
+            )
         try:
             import duckdb
         except ImportError as exc:
