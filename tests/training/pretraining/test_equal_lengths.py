@@ -45,4 +45,4 @@ def test_losses_and_gradients_are_those_of_transformers(heads, kv_heads, length,
     total = torch.stack([parameter.grad.norm() for parameter in peer.parameters()]).norm()
     for name, parameter in peer.named_parameters():
         error = (trainable.parameters[name].grad - parameter.grad).norm()
-        assert error < 2e-5 * (parameter.grad.norm() + 1e-3 * total), name  # that of q is 0 for two tokens
+        assert error < 2e-5 * (parameter.grad.norm() + 1e-2 * total), name  # that of q is 0 for two tokens
