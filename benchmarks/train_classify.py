@@ -5,7 +5,7 @@
 DATA.csv has the columns text and label; every fifth row, from the first on, is held out. FOLDER is a model in Hugging
 Face's layout (`puna convert MODEL FOLDER --to hf`). Both trainers have the same settings: bfloat16 frozen weights, LoRA
 of rank 16 on all matrices of the layers, AdamW, a learning rate that falls linearly to 0 after a warm-up of 20 steps,
-and the gradient's norm clipped at 1. peft computes under autocast, which is faster on a CPU than without. The regression
+and the norm of the gradient clipped at 1. peft computes under autocast, its fastest way on a CPU. The regression
 has the mean hidden states of the frozen model as features, or with `--features last` the state of the last token, and
 chooses its regularisation by cross-validation; it needs scikit-learn.
 """

@@ -16,6 +16,7 @@ from puna.errors import TrainingError
 from puna.training.batch import Batch
 from puna.training.checkpoints import CheckpointStore, State, is_disk_full
 from puna.training.events import EvaluationEvent, Observer, SampleEvent, StepEvent
+from puna.training.metrics import is_better
 from puna.training.optimizers.schedules import rate_at
 from puna.training.plan import Plan
 from puna.training.safety import Interrupts, Movement, SpikeDetector, TrainingInterrupted
@@ -25,9 +26,6 @@ from puna.training.trainer import StepResult, Trainer
 
 _CHECKED_STEPS = 2
 """Steps after which the parameters must have changed. LoRA's `a` has no gradient in the first, because `b` is zero."""
-
-_HIGHER_IS_BETTER = frozenset({"accuracy", "f1", "macro_f1", "micro_f1", "auc", "r2", "pearson", "spearman"})
-"""Metrics whose best value is the largest; of all others, the smallest."""
 
 
 @dataclass
@@ -197,11 +195,13 @@ class Loop:
             return False
         step, name = self.progress.step, self.settings.best_metric
         metrics = self.trainer.evaluate(self.held_out())
-        if name not in metrics:
-            numbers = [key for key, value in metrics.items() if isinstance(value, int | float)]
-            raise TrainingError(f"best_metric is {name!r}, which is not a metric here; choose one of {numbers}")
-        sign = -1 if name in _HIGHER_IS_BETTER else 1
-        is_best = self.progress.best[0] < 0 or sign * metrics[name] < sign * self.progress.best[1][name]
+        numbers = [key for key, value in metrics.items() if isinstance(value, int | float | None)]
+        if name not in numbers:
+            raise TrainingError(
+                f"best_metric is {name!r}, which is not a number of this evaluation; choose one of {', '.join(numbers)}"
+            )
+        is_first = self.progress.best[0] < 0
+        is_best = is_first or is_better(name, metrics[name], self.progress.best[1][name])
         self.progress.evaluated = (step, metrics)
         self.progress.without_gain = 0 if is_best else self.progress.without_gain + 1
         if is_best:

@@ -18,8 +18,8 @@ Floats = NDArray[np.float64]
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 """The names that transformers uses in `problem_type`."""
 
-LOWER_IS_BETTER = {"loss", "mean_squared_error", "mean_absolute_error", "perplexity"}
-"""Metrics whose lowest value is the best."""
+HIGHER_IS_BETTER = {"accuracy", "f1_macro", "f1_micro", "auc", "pearson", "spearman"}
+"""Metrics whose highest value is the best; of all others, such as losses, it is the lowest."""
 
 
 def accuracy(targets: NDArray[Any], predictions: NDArray[Any]) -> float:
@@ -209,6 +209,8 @@ def plain(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def is_better(name: str, value: float, best: float | None) -> bool:
-    """Whether a value of a metric is better than the best one so far."""
-    return best is None or (value < best if name in LOWER_IS_BETTER else value > best)
+def is_better(name: str, value: float | None, best: float | None) -> bool:
+    """Whether a value of a metric is better than the best one so far. None is worse than every number."""
+    if value is None or best is None:
+        return value is not None
+    return value > best if name in HIGHER_IS_BETTER else value < best

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from puna.training.metrics import auc, evaluate_labels, is_better, pearson, roc_curve, spearman
+from puna.training.metrics import HIGHER_IS_BETTER, auc, evaluate_labels, is_better, pearson, roc_curve, spearman
 
 RECORDED = json.loads((Path(__file__).parent / "recorded_metrics.json").read_text())
 NAMES = ["a", "b", "c"]
@@ -74,7 +74,11 @@ def test_large_logits_do_not_overflow():
 
 def test_the_direction_of_a_metric():
     assert is_better("accuracy", 0.9, 0.8) and not is_better("accuracy", 0.8, 0.8) and is_better("loss", 0.8, 0.9)
-    assert is_better("f1_macro", 0.0, None)
+    assert is_better("f1_macro", 0.0, None) and not is_better("auc", None, 0.5) and not is_better("auc", None, None)
+    numbers = evaluate_labels("single_label_classification", np.array([0, 1]), np.eye(2), NAMES[:2])
+    assert numbers.keys() - HIGHER_IS_BETTER == {"loss", "classes", "confusion_matrix", "labels"}
+    regression = evaluate_labels("regression", np.arange(3), np.ones((3, 1)), ["x"])
+    assert regression.keys() - HIGHER_IS_BETTER == {"loss", "mean_squared_error", "mean_absolute_error"}
 
 
 @pytest.mark.parametrize("seed", range(5))
