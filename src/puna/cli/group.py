@@ -33,6 +33,21 @@ COMMANDS = {
         "merge": ("merge:merge", "Write a model with the changes of an adapter (LoRA, DoRA, IA3) in its weights."),
     },
     "Train": {
+        "train sft": (
+            "train.sft:sft",
+            "Teach a model from chats, prompts with answers, or texts (supervised fine-tuning).",
+        ),
+        "train classify": (
+            "train.classify:classify",
+            "Teach a model to classify texts: one label, several labels, or a number.",
+        ),
+        "train pretrain": (
+            "train.pretrain:pretrain",
+            "Train a small model on plain text, from random weights or from a model.",
+        ),
+        "train resume": ("train.resume:resume", "Continue an interrupted run after its last saved state."),
+        "train watch": ("train.watch:watch", "Show the progress of a run of another process, live."),
+        "train runs": ("train.runs:runs", "List the runs in a folder: status, loss, settings and result of each."),
         "train preview": (
             "train.preview:preview",
             "Show what a model will see of its training data: text, learned tokens, lengths, bad rows.",
@@ -106,6 +121,21 @@ class Command(TyperCommand):
         from_environment.update(str(ctx.params[name]) for name in sources if "ENVIRONMENT" in str(sources[name]))
         set_verbosity(quiet=quiet, verbose=verbose)
         return super().invoke(ctx)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes the arguments and the options, in the sections that the options name."""
+        sections: dict[str, list[Any]] = {"Arguments": [], "Options": []}
+        for param in self.get_params(ctx):
+            default = "Arguments" if param.param_type_name == "argument" else "Options"
+            name = getattr(param, "rich_help_panel", None) or default
+            record = param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(name, []).append(record)
+        sections["Options"] = sections.pop("Options")  # the sections with names precede the options of every command
+        for name, records in sections.items():
+            if records:
+                with formatter.section(name):
+                    formatter.write_dl(records)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Writes the examples and the fields of the JSON output."""

@@ -18,6 +18,7 @@ from puna.adapters import save_adapter
 from puna.errors import ConfigError, show, suggestion
 from puna.files import atomic_write
 from puna.training.checkpoints import CheckpointStore, check_same_run
+from puna.training.estimate import TimeLimit, limited, read_limits
 from puna.training.events import End, EvaluationEvent, Observer, Start, StepEvent
 from puna.training.forward.choice import forward_for
 from puna.training.loop import Loop
@@ -26,6 +27,8 @@ from puna.training.methods.table import METHODS
 from puna.training.optimizers.table import OPTIMIZERS
 from puna.training.output import CHECKPOINTS, SETTINGS, RunRecord, choose_output, locked
 from puna.training.plan import evaluation_batches, plan_run
+from puna.training.report import report_observers
+from puna.training.report.equivalent import command_line
 from puna.training.safety import TrainingInterrupted
 from puna.training.settings import TrainingSettings, settings_text
 from puna.training.settings.signature import shows_settings
@@ -124,7 +127,8 @@ def run_training(
     output = choose_output(settings)
     settings = settings.changed(output=str(output))
     with locked(output), _threads(settings.threads):
-        return _Run(settings, output, data, held_out, observers).run()
+        command = command_line(settings, task_defaults(settings.task))
+        return _Run(settings, output, data, held_out, report_observers(output, observers, command)).run()
 
 
 class _Run:
@@ -133,8 +137,7 @@ class _Run:
     def __init__(
         self, settings: TrainingSettings, output: Path, data: Any, held_out: Any, observers: Sequence[Observer]
     ) -> None:
-        self.settings, self.output = settings, output
-        self.observers = list(observers)
+        self.output, limits = output, read_limits(settings)
         self.task: Task = TASKS[settings.task]()
         method = METHODS[settings.method]
         self.tokenizer = self.task.load_tokenizer(settings)
@@ -148,12 +151,15 @@ class _Run:
             torch.manual_seed(settings.seed)
             model = self.task.load_model(settings, examples, settings.quantized or method.keep_quantized)
             self.trainable = method.attach(model, self.tokenizer, settings)
+        self.observers = [*observers, *(() if limits[1] is None else [TimeLimit(limits[1])])]
+        settings, self.estimate, choices = limited(settings, self.trainable, self.plan, self.held_out_count)
+        self.settings, self.plan = settings, plan_run(examples, subset, settings)
         forward = forward_for(self.trainable, settings.forward, settings.gradient_checkpointing)
         optimizer = OPTIMIZERS[settings.optimizer](self.trainable.parameters, settings)
         self.trainer = Trainer(self.task, self.trainable, forward, optimizer, self.tokenizer)
         hidden = model.config.hidden_size
         rate, note = _learning_rate(settings, method.learning_rate(hidden), hidden)
-        self.notes = [*self.task.notes, note, f"forward pass: {forward.name}"]
+        self.notes = [*self.task.notes, note, f"forward pass: {forward.name}", *choices]
         batches = partial(
             evaluation_batches, examples if others is None else others, indices if others is None else None, settings
         )
@@ -214,6 +220,8 @@ class _Run:
             trained=sum(item.numel() for item in parameters.values()),
             frozen=sum(item.numel() for item in model.parameters() if not item.requires_grad),
             learning_rate=self.loop.rate,
+            estimated_seconds=self.estimate.seconds,
+            estimated_memory=self.estimate.memory,
             notes=tuple(self.notes),
         )
 

@@ -21,6 +21,7 @@ class Start:
         examples, held_out: numbers of documents.
         trained, frozen: numbers of parameters.
         learning_rate: the highest rate of the schedule.
+        estimated_seconds, estimated_memory: time of all steps, and maximum bytes of the process; 0 if not estimated.
         notes: choices to tell the user, such as the formula of the learning rate or the implementation of forward.
     """
 
@@ -33,6 +34,8 @@ class Start:
     trained: int
     frozen: int
     learning_rate: float
+    estimated_seconds: float = 0.0
+    estimated_memory: int = 0
     notes: tuple[str, ...] = ()
 
 

@@ -43,7 +43,8 @@ def choose_output(settings: TrainingSettings) -> Path:
     if settings.resume:
         return folder
     if has_run and settings.overwrite:
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        for name in (CHECKPOINTS, "tensorboard"):
+            shutil.rmtree(folder / name, ignore_errors=True)
         for name in _OF_A_RUN:
             with suppress(FileNotFoundError):
                 (folder / name).unlink()

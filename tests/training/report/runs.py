@@ -34,7 +34,9 @@ def loss(step: int) -> float:
 def start(folder: Path, first_step: int = 0, steps: int = 40, **settings: Any) -> Start:
     """Returns the start of the run."""
     options = TrainingSettings(model="models/tiny", data="train.jsonl", output=str(folder), **settings)
-    return Start(options, folder, first_step, steps, 100, 20, 1_000, 99_000, 1e-3, ("forward pass: fused",))
+    return Start(
+        options, folder, first_step, steps, 100, 20, 1_000, 99_000, 1e-3, 10.0, 500_000_000, ("forward pass: fused",)
+    )
 
 
 def step(number: int, **values: Any) -> StepEvent:

@@ -10,7 +10,7 @@ import pytest
 
 from puna.training.events import End
 from puna.training.report.html import write_report
-from puna.training.report.metrics_file import MetricsWriter
+from puna.training.report.recorder import MetricsWriter
 from puna.training.settings import TrainingSettings, settings_text
 from tests.training.report.runs import play, start
 
@@ -43,7 +43,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def page(tmp_path):
-    play([MetricsWriter(tmp_path, {"estimate": {"seconds": 10.0, "memory": 500_000_000}})], tmp_path, task="classify")
+    play([MetricsWriter(tmp_path)], tmp_path, task="classify")
     (tmp_path / "training.toml").write_text(settings_text(TrainingSettings(model="a <model>")))
     (tmp_path / "run.json").write_text(json.dumps({"versions": {"torch": "2.13"}, "data": {"train.jsonl": "abc<d>"}}))
     path = write_report(tmp_path, "puna train sft --data 'a&b.jsonl'")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from puna.cli.options import number
-from puna.cli.server.limits import with_parameters
+from puna.cli.parameters import with_parameters
 
 
 def _not_on_the_command_line(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:

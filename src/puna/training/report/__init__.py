@@ -1,5 +1,9 @@
 """Files of a run for people: metrics.jsonl, TensorBoard's event files and report.html.
 
-`MetricsWriter`, `TensorBoardWriter` and `ReportWriter` are observers of the loop. Everything else reads their files,
-also while another process trains.
+`report_observers` returns the observers of the loop that write them. Everything else reads these files, also while
+another process trains.
 """
+
+from puna.training.report.observers import report_observers
+
+__all__ = ["report_observers"]

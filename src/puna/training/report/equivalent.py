@@ -18,12 +18,17 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def command_line(settings: TrainingSettings) -> str:
-    """Returns the command `puna train ...` with the options that differ from their defaults."""
+def command_line(settings: TrainingSettings, defaults: Mapping[str, Any] | None = None) -> str:
+    """Returns the command `puna train ...` with the options that differ from their defaults.
+
+    Args:
+        defaults: those of the task, where they differ from those of the settings.
+    """
     words = ["puna", "train", settings.task]
     for item in fields(settings):
         value = getattr(settings, item.name)
-        if item.name != "task" and value != item.default:
+        default = (defaults or {}).get(item.name, item.default)
+        if item.name not in ("task", "resume") and value is not None and value != default:
             words += _words(item.name, value)
     return shlex.join(words)
 

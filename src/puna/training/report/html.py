@@ -19,7 +19,7 @@ from puna.files import atomic_write, read_json
 from puna.training.report.charts import Series, line_chart, short, smoothed
 from puna.training.report.classification import classification_sections
 from puna.training.report.durations import show_seconds
-from puna.training.report.metrics_file import Metrics, Record, read_metrics
+from puna.training.report.metrics import Metrics, Record, read_metrics
 
 REPORT_FILE = "report.html"
 SETTINGS_FILE = "training.toml"
@@ -186,15 +186,15 @@ def _samples(samples: Sequence[Record]) -> str:
 
 def _estimate(metrics: Metrics) -> str:
     """Returns the estimated and the measured time and memory."""
-    estimate = metrics.start.get("estimate") or {}
-    if not estimate or not metrics.steps:
+    expected, memory = metrics.start.get("estimated_seconds"), metrics.start.get("estimated_memory")
+    if not expected or not memory or not metrics.steps:
         return ""
     seconds = sum(item["seconds"] for item in metrics.steps)
-    expected = estimate["seconds"] * len(metrics.steps) / max(1, metrics.start.get("steps", 1))
+    expected *= len(metrics.steps) / max(1, metrics.start.get("steps", 1))
     peak = max(item.get("peak_memory") or 0 for item in metrics.steps)
     rows = {
-        "time of the steps": (show_seconds(expected), show_seconds(seconds), seconds / expected if expected else 0.0),
-        "peak memory": (show_bytes(estimate["memory"]), show_bytes(peak), peak / estimate["memory"]),
+        "time of the steps": (show_seconds(expected), show_seconds(seconds), seconds / expected),
+        "peak memory": (show_bytes(memory), show_bytes(peak), peak / memory),
     }
     body = "".join(
         f"<tr><td>{name}</td><td>{before}</td><td>{after}</td><td>{ratio:.2f}</td></tr>"

@@ -11,6 +11,7 @@ import platform
 import struct
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -58,7 +59,8 @@ class TensorBoardWriter(Observer):
     def ended(self, event: End) -> None:
         """Closes the file."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # the disk is full, and that may be the reason of the end
+                self._file.close()
             self._file = None
 
     def _add(self, step: int, scalars: Mapping[str, float]) -> None:

@@ -13,7 +13,9 @@ from puna.training.settings.option import option
 class DataSettings:
     """How rows become documents."""
 
-    format: str = option("auto", "chat, sharegpt, prompt, alpaca or text; auto detects it from the columns")
+    format: str = option(
+        "auto", "format of the rows: chat, sharegpt, prompt, alpaca or text; auto detects it from the columns"
+    )
     columns: Mapping[str, str] | None = option(None, 'names of your columns by puna\'s names, such as text = "body"')
     split: str = option("train", "part of a folder or hub data set, by the names of its files")
     truncate: Literal["end", "start", "split", "error"] = option(

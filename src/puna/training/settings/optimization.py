@@ -12,7 +12,7 @@ from puna.training.settings.option import option
 class OptimizationSettings:
     """The optimizer, its learning rate over time, and the detection of failures."""
 
-    optimizer: str = option("adamw", "adamw or muon")
+    optimizer: str = option("adamw", "algorithm: adamw or muon")
     learning_rate: float | Literal["auto"] = option(
         "auto", "the highest rate of the schedule; auto computes it from the method and the hidden size", above=0
     )

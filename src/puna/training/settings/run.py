@@ -19,7 +19,7 @@ class RunSettings:
     output: str | None = option(None, "folder of the result; by default runs/MODEL-TASK-METHOD, numbered if it exists")
     overwrite: bool = option(False, "replace an earlier result in the output folder")
     resume: bool = option(False, "continue the unfinished run in the output folder")
-    seed: int = option(0, "of the order of the data, new parameters and dropout", at_least=0, below=2**63)
+    seed: int = option(0, "seed of the order of the data, of new parameters and of dropout", at_least=0, below=2**63)
     dtype: Literal["bfloat16", "float32"] = option(
         "bfloat16", "type of the frozen weights and of the products; trained parameters are float32"
     )
@@ -31,6 +31,10 @@ class RunSettings:
         at_least=1,
     )  # fmt: skip
     max_length: int = option(1024, "tokens of a document at most", at_least=2)
-    threads: int | None = option(None, "processor threads; by default one per core", at_least=1)
+    max_memory: str | None = option(
+        None, "memory of the process, such as 2GB: lowers micro_batch_tokens and sets gradient_checkpointing, as needed"
+    )
+    max_time: str | None = option(None, "time of the run, such as 10min: lowers the number of steps, as needed")
+    threads: int | None = option(None, "processor threads; by default one per core", at_least=1, at_most=256)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
     forward: Literal["auto", "fused", "reference"] = option("auto", "implementation of the forward and backward pass")

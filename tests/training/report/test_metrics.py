@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from puna.training.events import End
-from puna.training.report.metrics_file import METRICS_FILE, MetricsReader, MetricsWriter, plain, read_metrics
+from puna.training.report.metrics import METRICS_FILE, MetricsReader, read_metrics
+from puna.training.report.recorder import MetricsWriter, plain
 from tests.training.report.runs import METRICS, PROMPTS, loss, play, start, step
 
 
@@ -105,7 +106,7 @@ def test_the_status_is_the_reason_of_the_end(tmp_path, reason):
 def test_a_run_whose_process_has_ended_was_killed(tmp_path):
     script = (
         "import os, sys; from pathlib import Path; from tests.training.report.runs import start\n"
-        "from puna.training.report.metrics_file import MetricsWriter\n"
+        "from puna.training.report.recorder import MetricsWriter\n"
         "writer = MetricsWriter(Path(sys.argv[1])); writer.started(start(Path(sys.argv[1]))); os._exit(9)"
     )
     root = Path(__file__).resolve().parents[3]

@@ -1,0 +1,111 @@
+"""The progress of a run on standard error: drawn on a terminal, a few lines elsewhere, nothing with --quiet."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from puna.cli.terminal import is_quiet, is_watched, note, stderr_console
+from puna.cli.train.lines import metrics_text, step_line
+from puna.errors import show_bytes
+from puna.training.events import Start
+from puna.training.report.durations import show_seconds
+from puna.training.report.metrics import Metrics, Record
+from puna.training.report.recorder import Recorder
+from puna.training.report.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+_LINES = 20
+"""Lines of progress of a complete run, if standard error is not a terminal."""
+
+
+class Display(Recorder):
+    """Shows the events of a run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics = Metrics()
+        self._live: Live | None = None
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop()
+
+    def started(self, event: Start) -> None:
+        """Prints the description of the run."""
+        super().started(event)
+        self._describe(event)
+        if is_watched():
+            from rich.live import Live
+
+            from puna.cli.train.view import draw
+
+            self._live = Live(console=stderr_console(), get_renderable=lambda: draw(self.metrics), refresh_per_second=4)
+            self._live.start()
+
+    def add(self, record: Record) -> None:
+        """Shows a record."""
+        self.metrics.add(record)
+        kind = record["kind"]
+        if kind == "evaluation":
+            best = ", the best so far" if record["best"] else ""
+            self._print(f"held-out data after step {record['step']:,}: {metrics_text(record['metrics'])}{best}")
+        elif kind == "step" and self._live is None and self._is_shown(record["step"]):
+            note(step_line(Snapshot.of(self.metrics)))
+        elif kind == "end":
+            self._stop()
+
+    def interrupted(self, step: int) -> bool:
+        """Asks whether the state is saved, if there is somebody to answer; saves it otherwise."""
+        self._stop()
+        if is_quiet() or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return True
+        import typer
+
+        try:
+            return typer.confirm(
+                f"Save the state after step {step:,}, to resume the run later?", default=True, err=True
+            )
+        except (typer.Abort, EOFError):
+            return True
+
+    def _describe(self, event: Start) -> None:
+        held_out = f", {event.held_out:,} held out" if event.held_out else ""
+        self._print(f"{event.examples:,} documents{held_out}; {event.steps:,} steps")
+        share = event.trained / max(1, event.trained + event.frozen)
+        self._print(f"trains {event.trained:,} parameters ({share:.2%}) of {event.settings.model or 'a new model'}")
+        for text in event.notes:
+            self._print(text)
+
+    def _is_shown(self, step: int) -> bool:
+        total = max(1, int(self.metrics.start.get("steps") or 1))
+        every = max(1, round(total / _LINES))
+        return step % every == 0 or step in (1, total)
+
+    def _print(self, text: str) -> None:
+        if self._live is None:
+            note(text)
+        else:
+            self._live.console.print(text, markup=False)
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def estimate_line(metrics: Metrics) -> str:
+    """Returns how good the estimate of time and memory was; "" without an estimate."""
+    expected, memory = metrics.start.get("estimated_seconds"), metrics.start.get("estimated_memory")
+    state = Snapshot.of(metrics)
+    if not expected or not memory or not state.seconds or state.peak_memory is None:
+        return ""
+    expected *= len(metrics.steps) / max(1, state.steps)
+    return (
+        f"estimated {show_seconds(expected)} and {show_bytes(memory)}; "
+        f"measured {show_seconds(state.seconds)} and {show_bytes(state.peak_memory)}"
+    )

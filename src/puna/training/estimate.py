@@ -1,0 +1,329 @@
+"""Time and memory of a run before its start, and settings that respect limits of both.
+
+Time is the number of operations divided by the speed of a matrix product on this machine, times a measured factor.
+Memory is that of the process with the loaded model, plus gradients and moments, plus the activations of the largest
+forward pass. The operations are those of PyTorch's `FlopCounterMode` (tests compare them).
+
+Legend: D hidden, I intermediate, K width of all keys, L layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from puna.config import LlamaConfig
+from puna.errors import ConfigError, PunaError, show, show_bytes
+from puna.native.memory import peak_memory, resident_memory
+from puna.saving import parse_size
+from puna.training.batch import Example
+from puna.training.events import Observer, StepEvent
+from puna.training.forward.fused.support import unsupported
+from puna.training.methods.base import Trainable
+from puna.training.plan import Plan
+from puna.training.report.durations import read_seconds, show_seconds
+from puna.training.settings import TrainingSettings
+
+SAMPLES = 200
+"""Documents whose lengths are read to estimate those of all."""
+
+_PRODUCT_SECONDS = 0.1
+"""Time in which the speed of a matrix product is measured."""
+
+_STATE_BYTES = 16
+"""Bytes of a trained parameter: value, gradient and two moments of AdamW, each float32."""
+
+_HEAD_BYTES = 64 << 20
+"""Memory of the chunk of logits that exists at one time, with its gradient."""
+
+_REFERENCE_FACTOR = 3.0
+"""Activations that autograd keeps in the reference forward pass, relative to those of the fused one."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The sizes of a run that its time and memory depend on.
+
+    Attributes:
+        config: of the model.
+        trained: number of trained parameters.
+        trained_matrices: number of those that are matrices of the model, in full fine-tuning.
+        steps: optimizer steps.
+        documents: of all steps.
+        tokens, supervised, attended: means per document: tokens, supervised tokens, and squared tokens.
+        longest: tokens of the longest document that was read.
+        evaluated: documents of all evaluations together.
+        value_bytes: bytes of an activation.
+        is_fused: whether the fused forward pass computes the run.
+    """
+
+    config: LlamaConfig
+    trained: int
+    trained_matrices: int
+    steps: int
+    documents: int
+    tokens: float
+    supervised: float
+    attended: float
+    longest: int
+    evaluated: int = 0
+    value_bytes: int = 2
+    is_fused: bool = True
+
+    @property
+    def matrices(self) -> int:
+        """Number of parameters of the matrices of all layers, without embeddings and head."""
+        config = self.config
+        keys = config.num_key_value_heads * config.head_dim
+        heads = config.num_attention_heads * config.head_dim
+        inner = 3 * config.hidden_size * config.intermediate_size
+        return config.num_hidden_layers * (config.hidden_size * (2 * heads + 2 * keys) + inner)
+
+    def forward_operations(self) -> float:
+        """Returns the operations of the forward pass of a document; a multiplication and an addition are two."""
+        config = self.config
+        attention = 4 * config.num_attention_heads * config.head_dim * config.num_hidden_layers * self.attended / 2
+        adapter = 2 * (self.trained - self.trained_matrices) * self.tokens
+        head = 2 * config.hidden_size * config.vocab_size * self.supervised
+        return 2 * self.matrices * self.tokens + attention + adapter + head
+
+    def training_operations(self, checkpointing: bool) -> float:
+        """Returns the operations of the forward and backward pass of a document.
+
+        The backward pass computes the gradients of inputs, and those of trained matrices, each with as many operations
+        as the forward pass. Checkpointing repeats the forward pass of the layers.
+        """
+        config = self.config
+        forward = self.forward_operations()
+        head = 2 * config.hidden_size * config.vocab_size * self.supervised
+        weights = 2 * self.trained * self.tokens
+        return 2 * forward + weights + (forward - head if checkpointing else 0.0)
+
+    def operations(self, checkpointing: bool = False) -> float:
+        """Returns the operations of the run, with its evaluations."""
+        training = self.training_operations(checkpointing) * self.documents
+        return training + self.forward_operations() * self.evaluated
+
+    def activation_bytes(self, tokens: int, checkpointing: bool = False) -> float:
+        """Returns the memory of the activations that a forward pass of `tokens` tokens keeps for the backward pass."""
+        config = self.config
+        keys = config.num_key_value_heads * config.head_dim
+        layer = 4 * config.hidden_size + 2 * keys + 2 * config.intermediate_size
+        factor = 1.0 if self.is_fused else _REFERENCE_FACTOR
+        layers = config.num_hidden_layers
+        kept = layers * config.hidden_size + layer * factor if checkpointing else layers * layer * factor
+        working = 4 * config.intermediate_size  # gradients and recomputed values of one layer
+        return tokens * self.value_bytes * (kept + working)
+
+
+def limited(
+    settings: TrainingSettings, trainable: Trainable, plan: Plan, held_out: int
+) -> tuple[TrainingSettings, Estimate, list[str]]:
+    """Returns settings that respect `max_memory` and `max_time`, the estimate with them, and the choices in words.
+
+    The returned settings have no limits, so that they choose nothing again when the run is repeated or resumed.
+
+    Args:
+        trainable: the loaded model.
+        plan: the documents of the run.
+        held_out: number of documents of an evaluation.
+
+    Raises:
+        ConfigError: a limit is not valid, or the run does not fit in memory.
+    """
+    memory, seconds = read_limits(settings)
+    settings = settings.changed(max_memory=None, max_time=None)
+    indices = np.unique(np.linspace(0, plan.count - 1, min(plan.count, SAMPLES)).astype(int))
+    examples = [plan.examples[int(index if plan.subset is None else plan.subset[index])] for index in indices]
+    is_fused = settings.forward != "reference" and unsupported(trainable) is None
+    work = work_of(
+        trainable.model, trainable.parameters, examples, settings,
+        steps=plan.steps, documents=plan.documents, evaluated=held_out, is_fused=is_fused,
+    )  # fmt: skip
+    speed = measure_speed(work.config, getattr(torch, settings.dtype))
+    settings, notes = fit(work, settings, speed, memory, seconds)
+    if settings.steps is not None and settings.steps < work.steps:
+        share = settings.steps / work.steps
+        work = replace(
+            work, steps=settings.steps, documents=round(work.documents * share), evaluated=round(work.evaluated * share)
+        )
+    result = estimate(work, settings, speed)
+    return settings, result, [*notes, str(result)]
+
+
+def read_limits(settings: TrainingSettings) -> tuple[int | None, float | None]:
+    """Returns the maximum bytes and seconds of a run; None for no limit.
+
+    Raises:
+        ConfigError: one of them is not a size or a duration.
+    """
+    try:
+        memory = None if settings.max_memory is None else parse_size(settings.max_memory)
+    except PunaError as exc:
+        raise ConfigError(
+            f"max_memory is {show(settings.max_memory)}; it must be a size such as 800MB, 2GB or 2GiB"
+        ) from exc
+    return memory, None if settings.max_time is None else read_seconds("max_time", settings.max_time)
+
+
+class TimeLimit(Observer):
+    """Stops a run that takes longer than its maximum time, because the estimate was too low.
+
+    Args:
+        seconds: the maximum time.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def stepped(self, event: StepEvent) -> bool:
+        """Requests a stop after the time."""
+        return time.monotonic() > self._end
+
+
+def work_of(
+    model: Any, parameters: dict[str, Any], examples: Sequence[Example], settings: TrainingSettings,
+    *, steps: int, documents: int, evaluated: int, is_fused: bool,
+) -> Work:  # fmt: skip
+    """Returns the sizes of a run.
+
+    Args:
+        model: the loaded model with its trainable parameters attached.
+        parameters: the trainable parameters by name.
+        examples: some documents of the data.
+        evaluated: documents of one evaluation.
+    """
+    lengths = np.array([len(example.ids) for example in examples], np.float64)
+    supervised = [0 if example.label is not None else int(np.count_nonzero(example.weights)) for example in examples]
+    own = {name for name, parameter in model.named_parameters() if parameter.ndim == 2}
+    matrices = sum(item.numel() for name, item in parameters.items() if name in own and "embed_tokens" not in name)
+    evaluations = 1 + (steps // settings.eval_steps if settings.eval_steps else 0)
+    return Work(
+        config=model.config,
+        trained=sum(item.numel() for item in parameters.values()),
+        trained_matrices=matrices,
+        steps=steps,
+        documents=documents,
+        tokens=float(lengths.mean()),
+        supervised=sum(supervised) / len(supervised),
+        attended=float((lengths**2).mean()),
+        longest=int(lengths.max()),
+        evaluated=evaluated * evaluations,
+        value_bytes=torch.finfo(getattr(torch, settings.dtype)).bits // 8,
+        is_fused=is_fused,
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The time and memory of a run.
+
+    Attributes:
+        seconds: of all steps and evaluations.
+        memory: maximum bytes of the process.
+        tokens_per_second: of the steps.
+    """
+
+    seconds: float
+    memory: int
+    tokens_per_second: float
+
+    def __str__(self) -> str:
+        return (
+            f"estimate: {show_seconds(self.seconds)} ({self.tokens_per_second:,.0f} tokens/s) and "
+            f"{show_bytes(self.memory)} of memory"
+        )
+
+
+def estimate(work: Work, settings: TrainingSettings, speed: float, base: int | None = None) -> Estimate:
+    """Returns the time and memory of a run.
+
+    Args:
+        speed: operations per second; see `measure_speed`.
+        base: bytes of the process with the model, without gradients and activations; those in use now if None.
+    """
+    checkpointing = settings.gradient_checkpointing
+    each = work.training_operations(checkpointing) / speed
+    tokens = max(settings.micro_batch_tokens if settings.packing else 0, work.longest)
+    tokens = min(tokens, round(settings.batch_size * max(work.tokens, 1.0)) or 1) if settings.packing else tokens
+    own = resident_memory() if base is None else base
+    memory = own + work.trained * _STATE_BYTES + _HEAD_BYTES + work.activation_bytes(max(tokens, 1), checkpointing)
+    seconds = work.operations(checkpointing) / speed
+    return Estimate(seconds, round(max(memory, peak_memory() if base is None else 0)), work.tokens / each)
+
+
+def measure_speed(config: LlamaConfig, dtype: torch.dtype, tokens: int = 512) -> float:
+    """Returns the operations per second of a matrix product as in an MLP of the model; takes 0.1 s."""
+    x = torch.ones(tokens, config.hidden_size, dtype=dtype)
+    weight = torch.ones(config.intermediate_size, config.hidden_size, dtype=dtype)
+    with torch.no_grad():
+        torch.nn.functional.linear(x, weight)
+        count, begin = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - begin) < _PRODUCT_SECONDS:
+            torch.nn.functional.linear(x, weight)
+            count += 1
+    return 2 * x.numel() * config.intermediate_size * count / elapsed
+
+
+def fit(
+    work: Work, settings: TrainingSettings, speed: float, memory: int | None, seconds: float | None,
+    base: int | None = None,
+) -> tuple[TrainingSettings, list[str]]:  # fmt: skip
+    """Returns settings that respect limits, and what was chosen, in words.
+
+    Memory is lowered by smaller forward passes, then by recomputed activations: neither changes the result. Time is
+    lowered by fewer steps.
+
+    Args:
+        memory: maximum bytes of the process; None: no limit.
+        seconds: maximum time of the run; None: no limit.
+
+    Raises:
+        ConfigError: the model does not fit.
+    """
+    notes = []
+    if memory is not None:
+        settings, note = _fit_memory(work, settings, speed, memory, base)
+        notes.append(note)
+    if seconds is not None:
+        settings, note = _fit_time(work, settings, speed, seconds)
+        notes.append(note)
+    return settings, notes
+
+
+def _fit_memory(
+    work: Work, settings: TrainingSettings, speed: float, memory: int, base: int | None
+) -> tuple[TrainingSettings, str]:
+    limit = f"max_memory {show_bytes(memory)}"
+    choices = [settings.gradient_checkpointing, True] if not settings.gradient_checkpointing else [True]
+    for checkpointing in choices:
+        tokens = settings.micro_batch_tokens
+        while True:
+            changed = settings.changed(gradient_checkpointing=checkpointing, micro_batch_tokens=tokens)
+            if (needed := estimate(work, changed, speed, base).memory) <= memory:
+                if changed == settings:
+                    return settings, f"{limit}: {show_bytes(needed)} are enough; nothing was changed"
+                text = f"micro_batch_tokens = {tokens}" + ", gradient_checkpointing = true" * checkpointing
+                return changed, f"{limit} chose {text}: {show_bytes(needed)}"
+            if tokens <= work.longest:
+                break
+            tokens = max(work.longest, tokens // 2)
+    raise ConfigError(
+        f"max_memory is {show_bytes(memory)}, but this run needs at least {show_bytes(needed)}, with one document per "
+        f"forward pass and recomputed activations. Lower max_length ({settings.max_length}) or rank, or use a "
+        "quantised model with the method qlora"
+    )
+
+
+def _fit_time(work: Work, settings: TrainingSettings, speed: float, seconds: float) -> tuple[TrainingSettings, str]:
+    total = work.operations(settings.gradient_checkpointing) / speed
+    limit = f"max_time {show_seconds(seconds)}"
+    if total <= seconds:
+        return settings, f"{limit}: {show_seconds(total)} are enough for all {work.steps:,} steps; nothing was changed"
+    steps = max(1, int(work.steps * seconds / total))
+    return settings.changed(steps=steps), f"{limit} chose steps = {steps:,} of {work.steps:,}"
