@@ -31,7 +31,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ async def arrival(server: Server, seed: int) -> tuple[float, float]:
         for i in range(8)
     ]
     await asyncio.sleep(0.6)
-    long = await ask(server.port, chat(text(4000, seed), "What is this?"), 1, server.adapters[0])
+    long = await ask(server.port, chat(text(4000, seed), "What is this?"), 8, server.adapters[0])
     answers = await asyncio.gather(*streams)
     gaps = [
         after - before
@@ -219,7 +219,7 @@ def make_adapters(model: str, folder: Path, count: int) -> list[Path]:
                 source.normal(0, 0.002, (weight.shape[0], 16)).astype(np.float32),
                 2.0,
             )
-            for name, weight in checkpoint.weights.items()
+            for name, weight in checkpoint.tensors.items()
             if name.startswith("model.layers.") and len(weight.shape) == 2
         }
         paths.append(folder / f"adapter{number}.gguf")
@@ -227,8 +227,9 @@ def make_adapters(model: str, folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def servers(stack: ExitStack, work: str, model: str, llama_server: str, threads: int) -> list[Server]:
-    """Starts both servers, with adapters if the workload needs them."""
+def servers(stack: ExitStack, arguments: argparse.Namespace) -> list[Server]:
+    """Starts the servers, with adapters if the workload needs them."""
+    work, model, llama_server, threads = arguments.work, arguments.model, arguments.llama_server, arguments.threads
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     paths = make_adapters(model, folder, 4) if work == "adapters" else []
     port = free_port()
@@ -248,18 +249,21 @@ def servers(stack: ExitStack, work: str, model: str, llama_server: str, threads:
     command += [part for path in paths for part in ("--adapter", f"{path.stem}={path}")]
     ours = stack.enter_context(started("puna", command, port, [{"model": path.stem} for path in paths]))
     result = [ours]
-    for flash in ("off", "on"):
+    for flash, cache in product(arguments.flash, arguments.cache):
         port = free_port()
         command = [
-            llama_server, "-m", model, "--port", str(port), "-t", str(threads), "-c", str(CONTEXT), "-np", str(SLOTS),
-            "--kv-unified", "-fa", flash, "--no-webui",
+            llama_server, "-m", model, "--port", str(port), "-t", str(threads), "-np", str(SLOTS), "-fa", flash,
+            "-c", str(CONTEXT if cache == "unified" else CONTEXT * SLOTS // 2), "--no-webui",
+            "--kv-unified" if cache == "unified" else "--no-kv-unified",
         ]  # fmt: skip
         command += [part for path in paths for part in ("--lora", str(path))]
         choices = [
             {"lora": [{"id": other, "scale": float(other == number)} for other in range(len(paths))]}
             for number in range(len(paths))
         ]
-        result.append(stack.enter_context(started(f"llama-server -fa {flash}", command, port, choices)))
+        result.append(
+            stack.enter_context(started(f"llama-server, flash {flash}, {cache} cache", command, port, choices))
+        )
         result[-1].stop()
     ours.stop()
     return result
@@ -269,19 +273,21 @@ def compare(arguments: argparse.Namespace) -> None:
     """Prints the medians of both servers and their ratios."""
     results: dict[str, list[tuple[float, float]]] = {}
     with ExitStack() as stack:
-        every = servers(stack, arguments.work, arguments.model, arguments.llama_server, arguments.threads)
+        every = servers(stack, arguments)
         for seed in range(arguments.repeat + 1):  # the first round is not counted
             for server in every:
                 server.resume()
                 result = run(arguments.work, server, seed)
                 server.stop()
+                if arguments.verbose:
+                    print(seed, server.name, *result, flush=True)
                 if seed:
                     results.setdefault(server.name, []).append(result)
     first, second = ("p99 between tokens, ms", 1e3) if arguments.work == "arrival" else ("tokens/s", 1.0)
     for name, rounds in results.items():
         values, firsts = zip(*rounds, strict=True)
         print(
-            f"{name:20} {first} {statistics.median(values) * second:8.1f}  first token, ms "
+            f"{name:42} {first} {statistics.median(values) * second:8.1f}  first token, ms "
             f"{statistics.median(firsts) * 1e3:8.1f}   {[round(value * second, 1) for value in values]}"
         )
 
@@ -349,7 +355,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", choices=["shared", "one", "adapters", "arrival", "overhead"])
     parser.add_argument("--llama-server", default="llama-server")
+    parser.add_argument("--flash", nargs="+", default=["off", "on"], help="settings of llama-server's --flash-attn")
+    parser.add_argument("--cache", nargs="+", default=["unified", "separate"], help="llama-server's cache of slots")
     parser.add_argument("--model", required=True)
+    parser.add_argument("--verbose", action="store_true", help="print every round")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
