@@ -32,9 +32,7 @@ def test_learned_text_is_marked_without_colours(chats):
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0].startswith(f"{chats}, line 1: ") and lines[0].endswith(" learned")
-    # This vocabulary has a token "] ", which contains the end of the prompt and the beginning of the answer.
-    assert lines[1].replace(" ", "") == "<s>[INST]Who?[/INST[[]Me,世界.</s>]]"
-    assert "with a token that contains the end of the prompt" in result.stdout
+    assert lines[1].replace(" ", "") == "<s>[INST]Who?[/INST][[Me,世界.</s>]]"
     assert "tokens removed" in lines[3]
     assert f"{chats}: 4 rows of the format chat" in lines
     assert "1 row truncated" in result.stdout and "max_length is 100" in result.stdout

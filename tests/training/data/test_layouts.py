@@ -10,6 +10,7 @@ import pytest
 from puna.errors import ConfigError, DataError
 from puna.tokenizer import load_tokenizer
 from puna.training.data.layouts.table import LAYOUTS as TABLE
+from puna.training.data.preview import preview
 from puna.training.data.read import DataOptions, read_examples
 from tests.golden.files import LAYOUTS
 
@@ -170,6 +171,19 @@ def test_text_files_become_windows(tmp_path, tokenizer, monkeypatch):
     assert tokenizer.decode(ids.tolist(), skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
     assert max(len(example.ids) for example in examples) <= 16
     assert examples[-1].source.row > 30 and report.format == "text"
+
+
+def test_the_preview_divides_the_text_between_tokens(tokenizer):
+    """Each piece is the text of its tokens, also around <0x5D>, which a streaming decoder holds back."""
+    rows = [
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": text}]}
+        for text in ("a", "[x]", "世界", "é]", "<s>", "]]\n]", "日本語 ]")
+    ]
+    for sample in preview(rows, tokenizer, DataOptions(prompt_loss_weight=0.5), 10).samples:
+        assert "".join(text for text, _ in sample.pieces) == tokenizer.decode(sample.ids.tolist())
+        first, prompt, answer = (text for text, _ in sample.pieces)
+        assert first == "<s>" and prompt.startswith(" [INST]") and prompt.endswith(" [/INST]"), sample.pieces
+        assert answer.endswith(" </s>") and sample.learned == (sample.weights == 1).sum()
 
 
 def test_progress_is_reported(tokenizer):

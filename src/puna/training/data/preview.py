@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.tokenizer import PreTrainedTokenizerBase
-from puna.tokenizer.streams import StreamDecoder
 from puna.training.batch import Source
 from puna.training.data.read import DataOptions, Progress, Report, iter_parts
 from puna.training.data.tokenization import Tokens
@@ -84,15 +83,23 @@ def _sample(
 def _pieces(
     ids: NDArray[np.int32], weights: NDArray[np.float32], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[str, float]]:
-    """Yields the text of consecutive tokens of equal weight; a character belongs to its last token."""
-    decoder = StreamDecoder(tokenizer, skip_special_tokens=False)
-    text, last = "", float(weights[0])
+    """Yields the text of consecutive tokens of equal weight, joined the decoded text of all ids.
+
+    A character whose bytes have different weights belongs to the token that completes it.
+    """
+    stream = tokenizer.text_stream(skip_special_tokens=False)
+    text, shown, last = "", "", float(weights[0])  # shown: text that was yielded, and that the stream returns again
     for index, weight in zip(ids.tolist(), weights.tolist(), strict=True):
         if weight != last:
+            held = stream.rest()  # a stream holds back a token such as <0x5D>, which could begin a longer character
+            if "\ufffd" not in held:
+                text, shown = text + held.removeprefix(shown), held
             yield text, last
             text, last = "", weight
-        text += decoder.push(index)
-    yield text + decoder.finish(), last
+        new = stream.push(index)
+        repeated = min(len(new), len(shown)) if new.startswith(shown) or shown.startswith(new) else 0
+        text, shown = text + new[repeated:], shown[repeated:] if repeated == len(new) else ""
+    yield text + stream.rest().removeprefix(shown), last
 
 
 def histogram(lengths: NDArray[np.int32], limit: int) -> list[tuple[int, int, int]]:
