@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -12,6 +13,12 @@ PACKAGE = ROOT / "src" / "puna"
 def modules() -> list[Path]:
     """Returns every Python file of the package."""
     return sorted(PACKAGE.rglob("*.py"))
+
+
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """Returns the syntax tree of a file; callers do not change it."""
+    return ast.parse(path.read_text())
 
 
 def short_path(path: Path) -> str:
@@ -62,6 +69,7 @@ def imports_at_load(tree: ast.Module) -> list[str]:
     return result
 
 
+@functools.cache
 def import_graph() -> dict[str, set[str]]:
     """Maps each module to the modules of this package that it imports, wherever the import is written.
 
@@ -73,7 +81,7 @@ def import_graph() -> dict[str, set[str]]:
         name = module_name(path)
         if name == "puna":
             continue
-        for imported, _ in imports(ast.parse(path.read_text())):
+        for imported, _ in imports(tree_of(path)):
             target = imported if imported in names else imported.rpartition(".")[0]
             if target in names:
                 graph[name].add(target)

@@ -14,6 +14,7 @@ from tests.architecture.source_tree import (
     modules,
     package_of,
     short_path,
+    tree_of,
 )
 
 LAYERS = [
@@ -78,7 +79,7 @@ def test_imports_go_down(path):
     package = package_of(path)
     if package in ("__init__", "__main__"):
         return
-    for name, line in imports(ast.parse(path.read_text())):
+    for name, line in imports(tree_of(path)):
         first, _, rest = name.partition(".")
         if first != "puna":
             continue
@@ -107,7 +108,7 @@ def test_imports_in_functions_and_for_types_are_part_of_the_graph():
 
 @every_module
 def test_the_core_imports_no_torch_and_nothing_imports_transformers(path):
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     imported = {name.split(".")[0] for name, _ in imports(tree)}
     assert imported & OTHER_LIBRARIES <= OPTIONAL.get(short_path(path), set())
     assert not {name.split(".")[0] for name in imports_at_load(tree)} & OTHER_LIBRARIES
@@ -118,7 +119,7 @@ def test_the_core_imports_no_torch_and_nothing_imports_transformers(path):
 @every_module
 def test_only_hub_uses_the_network(path):
     network = {"huggingface_hub", "urllib", "http", "socket", "requests", "httpx"}
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     network_imports = {name.split(".")[0] for name, _ in imports(tree)} & network
     allowed = NETWORK.get(short_path(path), {"huggingface_hub"} if package_of(path) == "hub" else set())
     assert network_imports <= allowed
@@ -130,6 +131,6 @@ def test_only_native_reads_the_environment(path):
     """`templates/process.py` passes a part of the environment, without secrets, to the process that it starts."""
     if package_of(path) == "native" or path.parts[-2:] == ("templates", "process.py"):
         return
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
             assert node.attr not in ("environ", "getenv"), f"{path.name}:{node.lineno}"

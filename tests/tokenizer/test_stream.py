@@ -93,8 +93,7 @@ TEXT = st.lists(st.sampled_from([*SNIPPETS, *CLEAN_UP_TEXTS]), max_size=4).map("
 
 
 @settings(max_examples=300, deadline=None)
-@given(data=st.data(), text=TEXT, skip=st.booleans())
-@pytest.mark.parametrize("clean_up", [False, True])
+@given(data=st.data(), text=TEXT, skip=st.booleans(), clean_up=st.booleans())
 def test_an_answer_is_the_decoded_text_after_the_text_of_its_prompt(tokenizer, clean_up, data, text, skip):
     """Prompts and answers are ids of texts or random ids, among them incomplete characters and special tokens."""
     tokenizer = copy(tokenizer)
