@@ -23,7 +23,7 @@ _INDEXED_PER_STEP = 1024
 """Maximum number of tokens that one step indexes, so that a long prompt does not delay other requests."""
 
 _FIRST_ACCURACY, _FIRST_WEIGHT, _WEIGHT = 0.2, 0.3, 0.1
-"""The accuracy that is expected of a request's first guess; the weights of its first and of its later tokens."""
+"""The initial accuracy of a request, and the weights of its first and of its later tokens in the moving average."""
 
 
 class Lookup:
@@ -105,5 +105,5 @@ def guess_length(
 
 
 def _efficient_counts(first: int, last: int) -> list[int]:
-    """Returns the numbers of tokens after `first` up to `last` that fill tiles. Few numbers need few measured times."""
+    """Returns the numbers of tokens after `first` up to `last` that fill tiles: only their times are measured."""
     return [count for count in (2, 4, *range(TILE, last + 1, TILE)) if first < count <= last]
