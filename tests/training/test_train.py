@@ -1,0 +1,92 @@
+"""`puna.train` from the data to the use of the result, with the tasks and methods of the product."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import puna
+from puna.errors import ArgumentError, ConfigError, DataError
+from tests.golden.files import LAYOUTS
+
+MODEL = LAYOUTS["hf"]
+ROWS = [{"prompt": f"Count to {last}:", "completion": " " + " ".join(map(str, range(last)))} for last in range(1, 9)]
+FAST = {"dtype": "float32", "batch_size": 4, "learning_rate": 1e-2, "threads": 1}
+
+
+def test_three_lines_of_python_train_an_adapter(tmp_path):
+    result = puna.train(MODEL, ROWS, output=tmp_path / "out", steps=6, **FAST)
+    assert len(result.losses) == 6 and result.losses[-1] < result.losses[0]
+    assert result.path == tmp_path / "out" and (result.path / "adapter_model.safetensors").exists()
+    llm = puna.LLM(MODEL, adapters={"counting": result.path})
+    base, tuned = (llm.generate("Count to 4:", adapter=name, max_tokens=4).text for name in (None, "counting"))
+    assert base != tuned
+    record = json.loads((result.path / "run.json").read_text())
+    assert record["status"] == "finished" and record["step"] == 6 and record["data"]["examples"] == 8
+    assert record["environment"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("method", ["full", "ia3", "prompt", "prefix", "ptuning", "bottleneck"])
+def test_every_method_trains_and_is_resumed_to_the_same_bits(method, tmp_path):
+    options = {**FAST, "method": method, "steps": 4, "save_steps": 2}
+    whole = puna.train(MODEL, ROWS, output=tmp_path / "whole", **options)
+    with pytest.raises(KeyError):
+        puna.train(MODEL, ROWS, output=tmp_path / "part", callbacks=[fail_after_step_3], **options)
+    part = puna.train(MODEL, ROWS, output=tmp_path / "part", resume=True, **options)
+    assert part.losses == whole.losses and len(part.losses) == 4
+    files = [path.name for path in whole.path.glob("*.safetensors")]
+    assert files
+    assert all((part.path / name).read_bytes() == (whole.path / name).read_bytes() for name in files)
+
+
+def fail_after_step_3(event):
+    if event["step"] == 3:
+        raise KeyError("a callback with an error")
+
+
+def test_the_default_learning_rate_is_that_of_the_formula(tmp_path):
+    options = {**FAST, "learning_rate": "auto", "steps": 2}
+    result = puna.train(MODEL, ROWS, output=tmp_path / "out", **options)
+    rate = 5e-4 * (2000 / 64) ** 0.781  # tinker_cookbook/hyperparam_utils.py, for LoRA on LLaMA models
+    assert json.loads((result.path / "run.json").read_text())["learning_rate"] == pytest.approx(rate, rel=1e-12)
+    assert any(f"{rate:.3g}" in note and "5e-4 * (2000 / hidden size) ** 0.781" in note for note in result.notes)
+
+
+def test_a_classifier_is_trained_saved_and_used(tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "".join(f"the cat {i} sat,cat\na dog {i} ran,dog\n" for i in range(8)))
+    result = puna.train(MODEL, rows, "classify", output=tmp_path / "out", steps=12, eval_share=0.25, **FAST)
+    assert result.metrics["accuracy"] == 1.0
+    llm = puna.LLM(MODEL, adapters={"animals": result.path})
+    answers = llm.classify(["the cat 9 sat", "a dog 9 ran"], adapter="animals")
+    assert [answer.label for answer in answers] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "error", "message"),
+    [
+        (ROWS, {"method": "lorra"}, ConfigError, "method is 'lorra'.*did you mean 'lora'"),
+        (ROWS, {"task": "sfft"}, ConfigError, "task is 'sfft'; it must be one of sft.*did you mean 'sft'"),
+        (ROWS, {"optimizer": "sgd"}, ConfigError, "optimizer is 'sgd'; it must be one of adamw"),
+        (ROWS, {"rnk": 4}, ArgumentError, "did you mean 'rank'"),
+        ([{"prompt": "only"}], {}, DataError, "row 1"),
+        (None, {}, ConfigError, "no training data"),
+    ],
+)
+def test_errors_name_the_remedy(tmp_path, data, options, error, message):
+    with pytest.raises(error, match=message):
+        puna.train(MODEL, data, output=tmp_path / "out", **options)
+
+
+@pytest.mark.slow
+def test_smollm2_learns_an_answer_from_its_gguf_file(smollm2, tmp_path):
+    """LoRA with every default over the Q4_1 file of the default model, in its chat format."""
+    messages = [{"role": "user", "content": "What is the code?"}, {"role": "assistant", "content": "puna-417"}]
+    result = puna.train(smollm2, [{"messages": messages}] * 2, output=tmp_path / "out", steps=12, batch_size=1)
+    assert result.losses[-1] < 0.2 * result.losses[0]
+    llm = puna.LLM(smollm2, adapters={"code": result.path})
+    assert "417" in llm.chat(messages[:1], adapter="code", temperature=0, max_tokens=12).text
+    assert Path(result.path / "training.toml").exists()
