@@ -52,7 +52,9 @@ class Work:
     Attributes:
         config: of the model.
         trained: number of trained parameters.
-        trained_matrices: number of those that are matrices of the model, in full fine-tuning.
+        trained_matrices: number of those in matrices of the model's layers, in full fine-tuning.
+        added: number of those in matrices that a method adds, such as LoRA's.
+        trains_head: whether the head trains, or the embeddings with which it is tied.
         steps: optimizer steps.
         documents: of all steps.
         tokens, supervised, attended: means per document: tokens, supervised tokens, and squared tokens.
@@ -65,6 +67,8 @@ class Work:
     config: LlamaConfig
     trained: int
     trained_matrices: int
+    added: int
+    trains_head: bool
     steps: int
     documents: int
     tokens: float
@@ -88,9 +92,10 @@ class Work:
         """Returns the operations of the forward pass of a document; a multiplication and an addition are two."""
         config = self.config
         attention = 4 * config.num_attention_heads * config.head_dim * config.num_hidden_layers * self.attended / 2
-        adapter = 2 * (self.trained - self.trained_matrices) * self.tokens
-        head = 2 * config.hidden_size * config.vocab_size * self.supervised
-        return 2 * self.matrices * self.tokens + attention + adapter + head
+        return 2 * (self.matrices + self.added) * self.tokens + attention + self._head_operations()
+
+    def _head_operations(self) -> float:
+        return 2 * self.config.hidden_size * self.config.vocab_size * self.supervised
 
     def training_operations(self, checkpointing: bool) -> float:
         """Returns the operations of the forward and backward pass of a document.
@@ -98,10 +103,8 @@ class Work:
         The backward pass computes the gradients of inputs, and those of trained matrices, each with as many operations
         as the forward pass. Checkpointing repeats the forward pass of the layers.
         """
-        config = self.config
-        forward = self.forward_operations()
-        head = 2 * config.hidden_size * config.vocab_size * self.supervised
-        weights = 2 * self.trained * self.tokens
+        forward, head = self.forward_operations(), self._head_operations()
+        weights = 2 * (self.trained_matrices + self.added) * self.tokens + head * self.trains_head
         return 2 * forward + weights + (forward - head if checkpointing else 0.0)
 
     def operations(self, checkpointing: bool = False) -> float:
@@ -200,13 +203,16 @@ def work_of(
     """
     lengths = np.array([len(example.ids) for example in examples], np.float64)
     supervised = [0 if example.label is not None else int(np.count_nonzero(example.weights)) for example in examples]
-    own = {name for name, parameter in model.named_parameters() if parameter.ndim == 2}
-    matrices = sum(item.numel() for name, item in parameters.items() if name in own and "embed_tokens" not in name)
+    sizes = {name: item.numel() for name, item in parameters.items() if item.ndim == 2}
+    matrices = {name for name in sizes if name.endswith("_proj.weight")}
+    outer = {name for name in sizes if name.endswith(("embed_tokens.weight", "lm_head.weight", "score.weight"))}
     evaluations = 1 + (steps // settings.eval_steps if settings.eval_steps else 0)
     return Work(
         config=model.config,
         trained=sum(item.numel() for item in parameters.values()),
-        trained_matrices=matrices,
+        trained_matrices=sum(sizes[name] for name in matrices),
+        added=sum(size for name, size in sizes.items() if name not in matrices | outer),
+        trains_head=any("lm_head" in name or model.config.tie_word_embeddings for name in outer),
         steps=steps,
         documents=documents,
         tokens=float(lengths.mean()),
