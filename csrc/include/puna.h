@@ -285,6 +285,47 @@ typedef struct puna_machine {
 /* Measures the machine; takes about half a second. */
 PUNA_API int32_t puna_measure(const char* kernels, int32_t threads, puna_machine* machine);
 
+/* Training. These functions need a processor with AVX-512 BF16, and fail elsewhere. Matrices are row-major bf16; sums are
+ * float32. Threads stay alive between calls, and only one call runs at a time. */
+
+/* Runs loops in the threads of an OpenMP library of GNU, whose function GOMP_parallel is given, instead of own threads.
+ * Threads of OpenMP keep a processor busy for a millisecond after each of its loops. */
+typedef void (*puna_openmp)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+PUNA_API void puna_train_openmp(puna_openmp parallel);
+
+/* Causal attention within documents that follow each other. A row of `qkv` has the rotated queries of all heads, the
+ * rotated keys and the values, each `width` wide (a multiple of 16, at most 256). */
+typedef struct puna_attention {
+    const uint16_t* qkv;
+    uint16_t* out;            /* [token][heads * width] */
+    float* lse;               /* the logarithm of the sum of exponentials, [head][token] for each document */
+    const uint16_t* grad;     /* backward: the gradient of `out` */
+    uint16_t* grad_qkv;       /* backward: the gradient of `qkv`, written */
+    const int32_t* lengths;   /* [documents] tokens of each document */
+    int32_t documents, heads, kv_heads, width, threads;
+} puna_attention;
+
+PUNA_API int32_t puna_train_attention(const puna_attention* attention);
+PUNA_API int32_t puna_train_attention_backward(const puna_attention* attention);
+
+/* out = x / rms(x) * weight, for each row. */
+PUNA_API int32_t puna_train_norm(int32_t threads, const uint16_t* x, const float* weight, float eps, int64_t rows,
+                                 int64_t cols, uint16_t* out);
+/* out = the gradient of x, plus `add` (may be NULL, or `out`). */
+PUNA_API int32_t puna_train_norm_backward(int32_t threads, const uint16_t* grad, const uint16_t* x, const float* weight,
+                                          float eps, int64_t rows, int64_t cols, const uint16_t* add, uint16_t* out);
+/* out = silu(gate) * up; a row of `gate_up` has cols gates and cols factors. */
+PUNA_API int32_t puna_train_gated(int32_t threads, const uint16_t* gate_up, int64_t rows, int64_t cols, uint16_t* out);
+/* Writes the same result, and the gradient of `gate_up`. */
+PUNA_API int32_t puna_train_gated_backward(int32_t threads, const uint16_t* grad, const uint16_t* gate_up, int64_t rows,
+                                           int64_t cols, uint16_t* out, uint16_t* grad_gate_up);
+/* Rotates the first `heads` heads of rows in place; `stride` is the length of a row, cos and sin are [rows][half]. */
+PUNA_API int32_t puna_train_rotate(int32_t threads, uint16_t* x, int64_t stride, int64_t rows, int64_t heads,
+                                   int64_t half, const float* cos, const float* sin, float sign);
+/* losses[row] = factors[row] * cross-entropy; if `train`, the gradients replace the logits. */
+PUNA_API int32_t puna_train_cross_entropy(int32_t threads, uint16_t* logits, int64_t rows, int64_t vocab,
+                                          const int64_t* targets, const float* factors, int32_t train, double* losses);
+
 #ifdef __cplusplus
 }
 #endif

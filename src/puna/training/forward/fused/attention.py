@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from puna.native import training as native
 
 QUERIES = 256
 """Queries of a block."""
@@ -64,9 +67,60 @@ def _group(members: list[int], lengths: tuple[int, ...], starts: list[int], tota
     return Group(torch.where(offset < torch.tensor(own)[:, None], start + offset, total), own)
 
 
-@dataclass(frozen=True)
-class Attention:
-    """Attention of heads of a width over groups of documents.
+class Attention(Protocol):
+    """Causal attention within documents."""
+
+    heads: int
+    kv_heads: int
+
+    def forward(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the attention, (T, H E), of rotated queries, rotated keys and values, (T, (H + 2 K) E).
+
+        Also returns a tensor that `backward` needs.
+        """
+        ...
+
+    def backward(self, g: Tensor, qkv: Tensor, out: Tensor, kept: Tensor) -> Tensor:
+        """Returns the gradient of qkv, (T, (H + 2 K) E), from that of the attention, (T, H E)."""
+        ...
+
+
+def attention_for(dtype: torch.dtype, lengths: tuple[int, ...], heads: int, kv_heads: int, width: int) -> Attention:
+    """Returns the fastest implementation for a type on this processor."""
+    if dtype == torch.bfloat16 and width % 16 == 0 and native.is_available():
+        return NativeAttention(heads, kv_heads, width, lengths)
+    return GroupedAttention(heads, kv_heads, width, tuple(group_documents(lengths, heads)))
+
+
+@dataclass
+class NativeAttention:
+    """Attention in the native library, for contiguous bfloat16 matrices."""
+
+    heads: int
+    kv_heads: int
+    width: int
+    lengths: tuple[int, ...]
+
+    def forward(self, qkv: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        out = qkv.new_empty(len(qkv), self.heads * self.width)
+        lse = torch.empty(self.heads * len(qkv))
+        self._call(qkv, out, lse)
+        return out, lse
+
+    def backward(self, g: Tensor, qkv: Tensor, out: Tensor, kept: Tensor) -> Tensor:  # noqa: D102
+        result = torch.empty_like(qkv)
+        self._call(qkv, out, kept, g, result)
+        return result
+
+    def _call(self, qkv: Tensor, out: Tensor, lse: Tensor, *gradients: Tensor) -> None:
+        lengths = torch.tensor(self.lengths, dtype=torch.int32)
+        shape = (self.heads, self.kv_heads, self.width)
+        native.attention(qkv, out, lse, lengths, len(lengths), shape, torch.get_num_threads(), *gradients)
+
+
+@dataclass
+class GroupedAttention:
+    """Attention in PyTorch, in float32, over groups of documents.
 
     Attributes:
         heads, kv_heads, width: H, K, E.
@@ -78,11 +132,7 @@ class Attention:
     width: int
     groups: tuple[Group, ...]
 
-    def forward(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the attention, (T, H E), of rotated queries, rotated keys and values, (T, (H + 2 K) E).
-
-        The second result is empty: `backward` computes the scores again.
-        """
+    def forward(self, qkv: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         out = qkv.new_empty(len(qkv) + 1, self.heads * self.width)
         for group in self.groups:
             q, k, v = self._split(qkv, group)
@@ -92,8 +142,7 @@ class Attention:
             self._scatter(out, group, self._joined(parts, q))
         return out[:-1], qkv.new_empty(0)
 
-    def backward(self, g: Tensor, qkv: Tensor, out: Tensor, kept: Tensor) -> Tensor:
-        """Returns the gradient of qkv, (T, (H + 2 K) E), from that of the attention, (T, H E)."""
+    def backward(self, g: Tensor, qkv: Tensor, out: Tensor, kept: Tensor) -> Tensor:  # noqa: D102
         result = qkv.new_empty(len(qkv) + 1, qkv.shape[1])
         for group in self.groups:
             q, k, v = self._split(qkv, group)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from puna.training.forward.fused.operations import Operations
 from puna.training.forward.fused.products import product
 from puna.training.forward.rows import Supervised
 
@@ -17,11 +18,10 @@ CHUNK_BYTES = 24 << 20
 """Maximum size of the logits of a chunk. glibc returns larger blocks of memory to the system after each use, and the
 system then clears them for the next one."""
 
-PART_BYTES = 6 << 20
-"""Maximum size of the float32 logits that are in memory at the same time, which should fit in the cache."""
 
-
-def cross_entropy(hidden: Tensor, weight: Tensor, tokens: Supervised, scale: float, value: Tensor) -> Tensor:
+def cross_entropy(
+    hidden: Tensor, weight: Tensor, tokens: Supervised, scale: float, value: Tensor, operations: Operations
+) -> Tensor:
     """Returns the scalar sum of weights * CE * scale, float32.
 
     Args:
@@ -29,14 +29,23 @@ def cross_entropy(hidden: Tensor, weight: Tensor, tokens: Supervised, scale: flo
         weight: (V, D), the parameter that receives the head's gradient.
         tokens: the supervised tokens.
         value: (V, D), the values of `weight` in the type of `hidden`.
+        operations: compute the cross-entropy of a chunk.
     """
-    out: Tensor = _Function.apply(hidden, weight, tokens, scale, value)  # type: ignore[no-untyped-call]
+    out: Tensor = _Function.apply(hidden, weight, tokens, scale, value, operations)  # type: ignore[no-untyped-call]
     return out
 
 
 class _Function(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, tokens: Supervised, scale: float, value: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        tokens: Supervised,
+        scale: float,
+        value: Tensor,
+        operations: Operations,
+    ) -> Tensor:
         states = hidden[tokens.rows]  # (S, D)
         train_hidden, train_weight = ctx.needs_input_grad[:2]
         gradient = torch.empty_like(states) if train_hidden else None
@@ -46,7 +55,7 @@ class _Function(torch.autograd.Function):
             rows = slice(int(part[0]), int(part[-1]) + 1)
             logits = product(states[rows], value)  # (C, V)
             factors = tokens.weights[rows] * scale
-            total += _losses(logits, tokens.targets[rows], factors, train_hidden or train_weight)
+            total += operations.cross_entropy(logits, tokens.targets[rows], factors, train_hidden or train_weight)
             if gradient is not None:
                 gradient[rows] = product(logits, value.t())
             if weight_gradient is not None:
@@ -63,22 +72,4 @@ class _Function(torch.autograd.Function):
         if gradient is not None:
             full = gradient.new_zeros(ctx.tokens, gradient.shape[1])
             full[rows] = gradient * g.to(gradient.dtype)
-        return full, None if weight_gradient is None else weight_gradient.mul_(g).to(ctx.dtype), None, None, None
-
-
-def _losses(logits: Tensor, targets: Tensor, factors: Tensor, train: bool) -> Tensor:
-    """Returns the sum of factors * CE, float64; if `train`, replaces the logits by their gradients."""
-    total = torch.zeros((), dtype=torch.float64)
-    step = max(1, PART_BYTES // (4 * logits.shape[1]))
-    for start in range(0, len(logits), step):
-        rows = slice(start, start + step)
-        index, factor = targets[rows, None], factors[rows, None]
-        wide = logits[rows].float()
-        wide -= wide.amax(1, keepdim=True)
-        chosen = wide.gather(1, index)
-        sums = wide.exp_().sum(1, keepdim=True)
-        total += ((sums.log() - chosen) * factor).sum(dtype=torch.float64)
-        if train:
-            wide.mul_(factor / sums).scatter_add_(1, index, -factor)
-            logits[rows] = wide
-    return total
+        return full, None if weight_gradient is None else weight_gradient.mul_(g).to(ctx.dtype), None, None, None, None

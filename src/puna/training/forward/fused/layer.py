@@ -13,9 +13,8 @@ from torch import Tensor
 
 from puna.model.llama import LlamaDecoderLayer
 from puna.training.forward.fused.attention import Attention
-from puna.training.forward.fused.elementwise import gated, gated_backward, rms_norm, rms_norm_backward, rotate_
+from puna.training.forward.fused.operations import Operations, normed_rows
 from puna.training.forward.fused.projection import Kept, Projection, Tensors, master_of
-from puna.training.forward.fused.uniform import UniformAttention
 from puna.training.methods.base import Trainable
 
 
@@ -25,12 +24,14 @@ class Pass:
 
     Attributes:
         attention: the attention within the documents.
-        cos, sin: (T, 1, E/2) float32.
+        operations: the other operations.
+        cos, sin: (T, E/2) float32.
         seed: of the dropout; None without dropout.
         checkpointing: keep only the input of each layer, and compute its other activations again.
     """
 
-    attention: Attention | UniformAttention
+    attention: Attention
+    operations: Operations
     cos: Tensor
     sin: Tensor
     seed: int | None
@@ -54,7 +55,6 @@ class FusedLayer:
             return Projection(trainable, layers, dtype)
 
         self.trainable, self.dtype = trainable, dtype
-        self._head_dim = layer.self_attn.head_dim
         self._qkv = projection("self_attn", "q_proj", "k_proj", "v_proj")
         self._o = projection("self_attn", "o_proj")
         self._gate_up = projection("mlp", "gate_proj", "up_proj")
@@ -75,52 +75,58 @@ class FusedLayer:
 
     def forward(self, x: Tensor, current: Pass, tensors: Tensors) -> tuple[Tensor, list[Tensor], list[Kept]]:
         """Returns the output, the activations that `backward` needs besides x, and those of the projections."""
-        qkv, kept_qkv = self._qkv.forward(self._normed(x, 0), tensors)
+        qkv, kept_qkv = self._qkv.forward(self._normed(x, 0, current), tensors)
         self._rotate(qkv, current, 1)
-        attention, sums = current.attention.forward(qkv)
+        attention, lse = current.attention.forward(qkv)
         out, kept_o = self._o.forward(attention, tensors)
         middle = out.add_(x)
-        gate_up, kept_gate_up = self._gate_up.forward(self._normed(middle, 1), tensors)
-        out, kept_down = self._down.forward(gated(gate_up), tensors)
-        return out.add_(middle), [qkv, attention, sums, middle, gate_up], [kept_qkv, kept_o, kept_gate_up, kept_down]
+        gate_up, kept_gate_up = self._gate_up.forward(self._normed(middle, 1, current), tensors)
+        out, kept_down = self._down.forward(current.operations.gated(gate_up), tensors)
+        return out.add_(middle), [qkv, attention, lse, middle, gate_up], [kept_qkv, kept_o, kept_gate_up, kept_down]
 
     def backward(
         self, g: Tensor, x: Tensor, saved: list[Tensor], kept: list[Kept], current: Pass, tensors: Tensors, first: bool
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Returns the gradient of x, or None if it is not needed (`first`), and those of `tensors`."""
-        qkv, attention, sums, middle, gate_up = saved
+        qkv, attention, lse, middle, gate_up = saved
         gradients: dict[str, Tensor] = {}
-        gg = self._down.backward(g, gated(gate_up), kept[3], tensors, gradients, True)
-        gg = gated_backward(gg, gate_up)
-        gg = self._gate_up.backward(gg, self._normed(middle, 1), kept[2], tensors, gradients, True)
-        g = self._norm_backward(gg, middle, 1, tensors, gradients).add_(g)
+        gg = self._down.backward(g, current.operations.gated(gate_up), kept[3], tensors, gradients, True)
+        gg = current.operations.gated_backward(gg, gate_up)
+        gg = self._gate_up.backward(gg, self._normed(middle, 1, current), kept[2], tensors, gradients, True)
+        g = self._norm_backward(gg, middle, 1, g, current, tensors, gradients)
         ga = self._o.backward(g, attention, kept[1], tensors, gradients, True)
-        ga = current.attention.backward(ga, qkv, attention, sums)
+        ga = current.attention.backward(ga, qkv, attention, lse)
         self._rotate(ga, current, -1)
         propagate = not first or self._names[0] in tensors
-        gn = self._qkv.backward(ga, self._normed(x, 0), kept[0], tensors, gradients, propagate)
+        gn = self._qkv.backward(ga, self._normed(x, 0, current), kept[0], tensors, gradients, propagate)
         if not propagate:
             return None, gradients
-        return self._norm_backward(gn, x, 0, tensors, gradients).add_(g), gradients
+        return self._norm_backward(gn, x, 0, g, current, tensors, gradients), gradients
 
-    def _normed(self, x: Tensor, index: int) -> Tensor:
+    def _normed(self, x: Tensor, index: int, current: Pass) -> Tensor:
         norm = self._norms[index]
-        return rms_norm(x, norm.weight.detach().to(x.dtype), norm.eps)
+        return current.operations.norm(x, norm.weight.detach(), norm.eps)
 
     def _norm_backward(
-        self, g: Tensor, x: Tensor, index: int, tensors: Tensors, gradients: dict[str, Tensor]
+        self,
+        g: Tensor,
+        x: Tensor,
+        index: int,
+        add: Tensor,
+        current: Pass,
+        tensors: Tensors,
+        gradients: dict[str, Tensor],
     ) -> Tensor:
         norm, name = self._norms[index], self._names[index]
-        gx, gw = rms_norm_backward(g, x, norm.weight.detach(), norm.eps, name in tensors)
-        if gw is not None:
-            gradients[name] = gw
-        return gx
+        if name in tensors:
+            gradients[name] = (normed_rows(x, norm.eps)[0] * g).sum(0)
+        return current.operations.norm_backward(g, x, norm.weight.detach(), norm.eps, add)
 
-    def _rotate(self, qkv: Tensor, current: Pass, direction: int) -> None:
+    @staticmethod
+    def _rotate(qkv: Tensor, current: Pass, sign: int) -> None:
         """Rotates queries and keys, or their gradients back (-1), in place."""
-        attention = current.attention
-        heads = qkv.view(len(qkv), -1, self._head_dim)[:, : attention.heads + attention.kv_heads]
-        rotate_(heads, current.cos, current.sin * direction)
+        heads = current.attention.heads + current.attention.kv_heads
+        current.operations.rotate_(qkv, heads, current.cos, current.sin, sign)
 
 
 class _Function(torch.autograd.Function):
@@ -150,9 +156,10 @@ class _Function(torch.autograd.Function):
                 _, saved, kept = layer.forward(x, current, tensors)
             else:
                 saved, kept = rest[:5], _restored(rest[5:], ctx.ranks)
-            (g,) = gradients
+            g = gradients[0].contiguous()
             gx, result = layer.backward(g, x, saved, kept, current, tensors, not ctx.needs_input_grad[0])
-        return (gx, None, None, None, *(result[name] for name in names))
+        typed = (result[name].to(value.dtype) for name, value in tensors.items())
+        return (gx, None, None, None, *typed)
 
 
 def _restored(flat: list[Tensor], ranks: list[tuple[int, bool]]) -> list[Kept]:

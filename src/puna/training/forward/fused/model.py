@@ -14,12 +14,11 @@ from puna.model.llama import LlamaDecoderLayer, LlamaRMSNorm
 from puna.model.quantized import QuantLinear
 from puna.model.rope import angles
 from puna.training.batch import Batch
-from puna.training.forward.fused.attention import Attention, group_documents
-from puna.training.forward.fused.elementwise import rms_norm, rms_norm_backward
+from puna.training.forward.fused.attention import Attention, attention_for
 from puna.training.forward.fused.head import cross_entropy
 from puna.training.forward.fused.layer import FusedLayer, Pass
+from puna.training.forward.fused.operations import Operations, normed_rows, operations_for
 from puna.training.forward.fused.projection import master_of
-from puna.training.forward.fused.uniform import UniformAttention
 from puna.training.forward.rows import Supervised, decoder_of, positions, prepend, remove
 from puna.training.methods.base import Trainable
 
@@ -40,6 +39,7 @@ class FusedForward:
         model = trainable.model
         self._decoder = decoder_of(trainable)
         self._dtype = model.dtype
+        self._operations = operations_for(self._dtype)
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._layers = [
             FusedLayer(trainable, name, module, self._dtype)
@@ -54,8 +54,15 @@ class FusedForward:
         count = 0 if prompt is None else len(prompt)
         lengths = tuple(count + length for length in batch.lengths)
         rotary = self._decoder.rotary_emb
-        cos, sin = (part[0, 0, :, None] for part in angles(positions(lengths)[None], rotary.inv_freq, rotary.scaling))
-        current = Pass(self._attention(lengths), cos, sin, batch.seed if self.training else None, self._checkpointing)
+        cos, sin = (part[0, 0] for part in angles(positions(lengths)[None], rotary.inv_freq, rotary.scaling))
+        current = Pass(
+            self._attention(lengths),
+            self._operations,
+            cos,
+            sin,
+            batch.seed if self.training else None,
+            self._checkpointing,
+        )
         for layer in self._layers:
             x = layer(x, current)
         return remove(self._normed(x), batch.lengths, count)
@@ -66,14 +73,12 @@ class FusedForward:
         assert head is not None, "only language models have losses of tokens"
         value = head.weight.detach().to(self._dtype)
         weight = value if isinstance(head, QuantLinear) else self._master(head.weight)
-        return cross_entropy(self.hidden(batch), weight, Supervised.of(batch), scale, value)
+        return cross_entropy(self.hidden(batch), weight, Supervised.of(batch), scale, value, self._operations)
 
-    def _attention(self, lengths: tuple[int, ...]) -> Attention | UniformAttention:
+    def _attention(self, lengths: tuple[int, ...]) -> Attention:
         config = self.trainable.model.config
         heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
-        if self._dtype == torch.float32 and len(set(lengths)) == 1:
-            return UniformAttention(*heads, (len(lengths), lengths[0]))
-        return Attention(*heads, tuple(group_documents(lengths, heads[0])))
+        return attention_for(self._dtype, lengths, *heads)
 
     def _embeddings(self, batch: Batch) -> Tensor:
         ids, module = torch.from_numpy(batch.ids), self._decoder.embed_tokens
@@ -83,7 +88,7 @@ class FusedForward:
 
     def _normed(self, x: Tensor) -> Tensor:
         norm: LlamaRMSNorm = self._decoder.norm
-        out: Tensor = _Norm.apply(x, self._master(norm.weight), norm.weight.detach(), norm.eps)  # type: ignore[no-untyped-call]
+        out: Tensor = _Norm.apply(x, self._master(norm.weight), norm.weight.detach(), norm.eps, self._operations)  # type: ignore[no-untyped-call]
         return out
 
     def _master(self, parameter: Tensor) -> Tensor:
@@ -92,13 +97,15 @@ class FusedForward:
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, value: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, value: Tensor, eps: float, operations: Operations) -> Tensor:
         ctx.save_for_backward(x, value)
-        ctx.eps = eps
-        return rms_norm(x, value.to(x.dtype), eps)
+        ctx.eps, ctx.operations = eps, operations
+        return operations.norm(x, value, eps)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, value = ctx.saved_tensors
-        gx, gw = rms_norm_backward(gradients[0], x, value, ctx.eps, ctx.needs_input_grad[1])
-        return gx, gw, None, None
+        g = gradients[0].contiguous()
+        gw = (normed_rows(x, ctx.eps)[0] * g).sum(0) if ctx.needs_input_grad[1] else None
+        gx = ctx.operations.norm_backward(g, x, value, ctx.eps, None) if ctx.needs_input_grad[0] else None
+        return gx, gw, None, None, None

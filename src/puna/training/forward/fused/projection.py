@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from puna.training.forward.fused.matrices import matrix_of
-from puna.training.forward.fused.products import add_product, product, weight_gradient
+from puna.training.forward.fused.products import add_product, product
 from puna.training.methods.base import LowRankParameters, Trainable
 
 Tensors = Mapping[str, Tensor]
@@ -111,15 +111,9 @@ class Projection:
         scaled = x if factors is None else (x * factors).to(x.dtype)
         gx = product(g, self._matrix.value().t()) if propagate or factors is not None else torch.zeros_like(x)
         self._changes_backward(g, scaled, gx, kept, tensors, gradients)
-        if all(name in tensors for name in self._rows):
-            whole = weight_gradient(g, scaled)
-            gradients.update((name, whole[rows].to(tensors[name].dtype)) for name, rows in self._rows.items())
-        else:
-            gradients.update(
-                (name, weight_gradient(g[:, rows], scaled).to(tensors[name].dtype))
-                for name, rows in self._rows.items()
-                if name in tensors
-            )
+        if any(name in tensors for name in self._rows):
+            whole = product(g.t(), scaled.t())  # (O, I)
+            gradients.update((name, whole[rows]) for name, rows in self._rows.items() if name in tensors)
         if factors is not None:
             (name,) = self._rows
             gradients[f"{name}.inputs"] = (gx.float() * x).sum(0)

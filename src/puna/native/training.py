@@ -1,0 +1,116 @@
+"""Kernels of training for processors with AVX-512 BF16: attention, norms, activations and cross-entropy in bfloat16.
+
+Arguments are contiguous CPU tensors of PyTorch, of which only the addresses are read, without importing PyTorch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import Any, Protocol
+
+from puna.errors import BackendError
+from puna.native.library import BF16_KERNELS, chosen_kernels, load_library
+
+_POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
+
+
+class Array(Protocol):
+    """A tensor of PyTorch."""
+
+    def data_ptr(self) -> int:
+        """Returns the address of its first value."""
+        ...
+
+
+class NativeAttention(ctypes.Structure):
+    """The C struct puna_attention."""
+
+    _fields_ = (
+        ("qkv", _POINTER),
+        ("out", _POINTER),
+        ("lse", _POINTER),
+        ("grad", _POINTER),
+        ("grad_qkv", _POINTER),
+        ("lengths", _POINTER),
+        ("documents", _INT),
+        ("heads", _INT),
+        ("kv_heads", _INT),
+        ("width", _INT),
+        ("threads", _INT),
+    )
+
+
+_FUNCTIONS: dict[str, tuple[Any, ...]] = {
+    "puna_train_attention": (_POINTER,),
+    "puna_train_attention_backward": (_POINTER,),
+    "puna_train_norm": (_INT, _POINTER, _POINTER, _FLOAT, _LONG, _LONG, _POINTER),
+    "puna_train_norm_backward": (_INT, _POINTER, _POINTER, _POINTER, _FLOAT, _LONG, _LONG, _POINTER, _POINTER),
+    "puna_train_gated": (_INT, _POINTER, _LONG, _LONG, _POINTER),
+    "puna_train_gated_backward": (_INT, _POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER),
+    "puna_train_rotate": (_INT, _POINTER, _LONG, _LONG, _LONG, _LONG, _POINTER, _POINTER, _FLOAT),
+    "puna_train_cross_entropy": (_INT, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _INT, _POINTER),
+}
+
+
+def is_available() -> bool:
+    """Returns whether this processor and the chosen kernels have these functions."""
+    try:
+        return chosen_kernels() == BF16_KERNELS and hasattr(load_library(), "puna_train_attention")
+    except BackendError:
+        return False
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """Returns the native library, which uses the threads of PyTorch's OpenMP library if that is GNU's."""
+    library = load_library()
+    for name, arguments in _FUNCTIONS.items():
+        getattr(library, name).argtypes, getattr(library, name).restype = arguments, _INT
+    library.puna_train_openmp.argtypes, library.puna_train_openmp.restype = (_POINTER,), None
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text().splitlines() if maps.exists() else []
+    paths = {line.split(maxsplit=5)[-1] for line in lines if "libgomp" in line}
+    if len(paths) == 1:
+        parallel = ctypes.CDLL(paths.pop()).GOMP_parallel
+        library.puna_train_openmp(ctypes.cast(parallel, _POINTER))
+    return library
+
+
+def call(function: str, *arguments: Array | float | None) -> None:
+    """Calls puna_train_FUNCTION with addresses and numbers.
+
+    Raises:
+        BackendError: if the system refused threads or memory.
+    """
+    name = f"puna_train_{function}"
+    if getattr(_library(), name)(
+        *(value if value is None or isinstance(value, int | float) else value.data_ptr() for value in arguments)
+    ):
+        raise BackendError(f"{name} failed: the system refused threads or memory; use fewer threads or a smaller batch")
+
+
+def attention(
+    qkv: Array, out: Array, lse: Array, lengths: Array, documents: int, shape: tuple[int, int, int], threads: int,
+    grad: Array | None = None, grad_qkv: Array | None = None,
+) -> None:  # fmt: skip
+    """Computes causal attention within documents, or its gradient if `grad` is set.
+
+    Args:
+        qkv: (T, (H + 2 K) E) rotated queries, rotated keys, and values.
+        out: (T, H E) the attention: the result, or an argument of the backward pass.
+        lse: float32, (H T): the result, or an argument of the backward pass.
+        lengths: int32, (documents,).
+        shape: H, K and E, which is a multiple of 16.
+        grad: (T, H E) the gradient of `out`.
+        grad_qkv: the result of the backward pass, in the shape of `qkv`.
+    """
+    job = NativeAttention(
+        qkv.data_ptr(), out.data_ptr(), lse.data_ptr(),
+        None if grad is None else grad.data_ptr(), None if grad_qkv is None else grad_qkv.data_ptr(),
+        lengths.data_ptr(), documents, *shape, threads,
+    )  # fmt: skip
+    name = "puna_train_attention" if grad is None else "puna_train_attention_backward"
+    if getattr(_library(), name)(ctypes.byref(job)):
+        raise BackendError(f"{name} failed: the system refused threads or memory; use fewer threads or a smaller batch")
