@@ -347,7 +347,7 @@ static void rotate(uint16_t* x, int64_t heads, int64_t half, const float* cos, c
 }
 
 static double cross_entropy(uint16_t* logits, int64_t vocab, int64_t target, float factor, bool train, float* wide) {
-    f32x16 most = broadcast(-3e38f);
+    f32x16 most = broadcast(-3.4028235e38f);
     int64_t i = 0;
     for (; i + kLanes <= vocab; i += kLanes) most = max(most, widen(logits + i));
     float high = reduce_max(most);

@@ -302,7 +302,11 @@ typedef struct puna_attention {
     const uint16_t* grad;     /* backward: the gradient of `out` */
     uint16_t* grad_qkv;       /* backward: the gradient of `qkv`, written */
     const int32_t* lengths;   /* [documents] tokens of each document */
-    int32_t documents, heads, kv_heads, width, threads;
+    int32_t documents;
+    int32_t heads;
+    int32_t kv_heads;
+    int32_t width;
+    int32_t threads;
 } puna_attention;
 
 PUNA_API int32_t puna_train_attention(const puna_attention* attention);

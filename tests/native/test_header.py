@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from puna.backend import PAGE
-from puna.native import library, sampling, tensors
+from puna.native import library, sampling, tensors, training
 
 HEADER = Path(__file__).parents[2] / "csrc/include/puna.h"
 TEXT = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.DOTALL)
@@ -24,6 +24,7 @@ STRUCTS = {
     "puna_chunk": library.NativeChunk,
     "puna_low_rank": library.NativeLowRank,
     "puna_machine": library.NativeMachine,
+    "puna_attention": training.NativeAttention,
     "puna_sampling": sampling.NativeSampling,
     "puna_sample_row": sampling.NativeRow,
 }

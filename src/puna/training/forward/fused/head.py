@@ -51,8 +51,9 @@ class _Function(torch.autograd.Function):
         gradient = torch.empty_like(states) if train_hidden else None
         weight_gradient = torch.zeros(value.shape) if train_weight else None
         total = torch.zeros((), dtype=torch.float64)
-        for part in torch.split(torch.arange(len(states)), max(1, CHUNK_BYTES // (value.nbytes // value.shape[1]))):
-            rows = slice(int(part[0]), int(part[-1]) + 1)
+        size = max(1, CHUNK_BYTES // (value.nbytes // value.shape[1]))
+        for start in range(0, len(states), size):
+            rows = slice(start, start + size)
             logits = product(states[rows], value)  # (C, V)
             factors = tokens.weights[rows] * scale
             total += operations.cross_entropy(logits, tokens.targets[rows], factors, train_hidden or train_weight)

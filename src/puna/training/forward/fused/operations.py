@@ -84,7 +84,7 @@ class TorchOperations:
         for start in range(0, len(logits), step):
             rows = slice(start, start + step)
             index, factor = targets[rows, None], factors[rows, None]
-            wide = logits[rows].float()
+            wide = logits[rows].to(torch.float32, copy=not train)
             wide -= wide.amax(1, keepdim=True)
             chosen = wide.gather(1, index)
             sums = wide.exp_().sum(1, keepdim=True)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from puna.training.forward.fused.matrices import matrix_of
 from puna.training.forward.fused.products import add_product, product
-from puna.training.methods.base import LowRankParameters, Trainable
+from puna.training.methods.attach import row_factors
+from puna.training.methods.base import Trainable
 
 Tensors = Mapping[str, Tensor]
 """Values that a layer of the model reads and that may train, by name."""
@@ -68,7 +69,7 @@ class Projection:
                 yield f"{name}.a", change.a
                 yield f"{name}.b", change.b
                 if change.magnitude is not None:
-                    yield f"{name}.outputs", change.magnitude / self._norms(name, layer, change)
+                    yield f"{name}.outputs", row_factors(layer, change)
             scaling = self._trainable.scalings.get(name)
             if scaling is not None:
                 yield f"{name}.{scaling.side}", scaling.factors
@@ -162,13 +163,6 @@ class Projection:
             if f"{name}.inputs" in tensors:
                 return tensors[f"{name}.inputs"].detach()
         return None
-
-    @torch.no_grad()
-    def _norms(self, name: str, layer: nn.Linear, change: LowRankParameters) -> Tensor:
-        """Returns the norms of the rows of the changed matrix, (O,): DoRA treats them as constants."""
-        weight = layer.weight.float() + product(change.b, change.a.t()).mul_(change.scale)
-        norms: Tensor = torch.linalg.vector_norm(weight, dim=1)
-        return norms
 
 
 def master_of(trainable: Trainable, name: str, parameter: Tensor) -> Tensor:

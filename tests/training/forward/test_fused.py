@@ -1,0 +1,165 @@
+"""The fused forward pass computes the losses and gradients of the modules in float64, and of transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from puna.errors import ConfigError
+from puna.training.forward.choice import forward_for
+from puna.training.forward.fused.model import FusedForward
+from puna.training.forward.reference import ReferenceForward
+from tests.training.forward.batches import attached, error, gradients, new_batch, new_model
+
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("lora", {"rank": 4}),
+    "patterns": ("lora", {"rank": 4, "rank_pattern": {"k_proj": 2}, "targets": ("q_proj", "k_proj", "down_proj")}),
+    "dropout": ("lora", {"rank": 4, "dropout": 0.2}),
+    "dora": ("lora", {"rank": 4, "dora": True}),
+    "saved": ("lora", {"rank": 4, "modules_to_save": ("lm_head",)}),
+    "ia3": ("ia3", {}),
+    "prompt": ("prompt", {"virtual_tokens": 3, "initialization": "random"}),
+    "full": ("full", {}),
+}
+LENGTHS = (7, 1, 30, 5, 66, 2)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_losses_and_gradients_are_those_of_the_modules_in_float64(name):
+    method, settings = METHODS[name]
+    batch = new_batch(*LENGTHS)
+    exact_loss, exact = gradients(ReferenceForward(attached(new_model(torch.float64), method, **settings)), batch)
+    loss, values = gradients(FusedForward(attached(new_model(), method, **settings)), batch)
+    assert loss == pytest.approx(exact_loss, rel=1e-5)
+    assert error(values, exact) < 1e-5
+    # In bfloat16, the error is that of the plain modules, whose residual stream is rounded in the same places.
+    plain_loss, plain = gradients(ReferenceForward(attached(new_model(torch.bfloat16), method, **settings)), batch)
+    loss, values = gradients(FusedForward(attached(new_model(torch.bfloat16), method, **settings)), batch)
+    assert abs(loss - exact_loss) < 2 * abs(plain_loss - exact_loss) + 2e-3 * exact_loss
+    assert error(values, exact) < 1.5 * error(plain, exact)
+
+
+def test_losses_and_gradients_are_those_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    model = new_model(tie_word_embeddings=False)
+    oracle = transformers.LlamaForCausalLM(transformers.LlamaConfig(**model.config.to_dict()))
+    oracle.load_state_dict(model.state_dict())
+    oracle = oracle.double()
+    batch = new_batch(9, 40, 3)
+    total = torch.zeros((), dtype=torch.float64)
+    start = 0
+    for length in batch.lengths:  # each document alone
+        ids, weights = (torch.from_numpy(x[start : start + length]) for x in (batch.ids, batch.weights))
+        logits = oracle(ids[None]).logits[0, :-1]
+        total = total + torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none") @ weights[1:].double()
+        start += length
+    total.backward()
+    loss, values = gradients(FusedForward(attached(model, "full")), batch)
+    assert loss == pytest.approx(total.item(), rel=1e-5)
+    assert error(values, {name: item.grad for name, item in oracle.named_parameters()}) < 1e-5
+
+
+@pytest.mark.parametrize("kind", [FusedForward, ReferenceForward])
+@pytest.mark.parametrize("method", ["lora", "prompt", "prefix"])
+def test_documents_of_a_batch_do_not_see_each_other(kind, method):
+    if method == "prefix" and kind is FusedForward:
+        pytest.skip("the fused forward pass does not implement prefixes")
+    options = {} if method == "lora" else {"virtual_tokens": 3, "initialization": "random"}
+    forward = kind(attached(new_model(), method, **options))
+    batch = new_batch(*LENGTHS)
+    states = torch.split(forward.hidden(batch).detach(), LENGTHS)
+    starts = [sum(LENGTHS[:index]) for index in range(len(LENGTHS))]
+    for state, start, length in zip(states, starts, LENGTHS, strict=True):
+        part = slice(start, start + length)
+        alone = dataclasses.replace(
+            batch, ids=batch.ids[part], weights=batch.weights[part], lengths=(length,), sources=batch.sources[:1]
+        )
+        assert (state - forward.hidden(alone)).norm() < 1e-6 * state.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [FusedForward, ReferenceForward])
+def test_checkpointing_changes_no_bit(kind, dtype):
+    batch, settings = new_batch(*LENGTHS), {"rank": 4, "dropout": 0.2}
+    loss, values = gradients(kind(attached(new_model(dtype), "lora", **settings)), batch)
+    again, recomputed = gradients(kind(attached(new_model(dtype), "lora", **settings), checkpointing=True), batch)
+    assert loss == again
+    assert all(torch.equal(values[name], recomputed[name]) for name in values)
+
+
+def test_accumulated_gradients_do_not_depend_on_how_a_batch_is_split():
+    forward = FusedForward(attached(new_model(), "lora", rank=4))
+    batch = new_batch(*LENGTHS)
+    scale = 1 / batch.total_weight
+    loss, values = gradients(forward, batch, scale)
+    for parameter in forward.trainable.parameters.values():
+        parameter.grad = None
+    total = 0.0
+    for first, count in ((0, 2), (2, 1), (3, 3)):
+        start, lengths = sum(LENGTHS[:first]), LENGTHS[first : first + count]
+        part = slice(start, start + sum(lengths))
+        piece = dataclasses.replace(
+            batch, ids=batch.ids[part], weights=batch.weights[part], lengths=lengths, sources=batch.sources[:count]
+        )
+        piece_loss = forward.losses(piece, scale)
+        piece_loss.backward()
+        total += piece_loss.item()
+    assert total == pytest.approx(loss, rel=1e-6)
+    parts = {name: item.grad.double() for name, item in forward.trainable.parameters.items()}
+    assert error(parts, values) < 1e-6
+
+
+def test_dropout_depends_on_the_seed_and_only_occurs_in_training():
+    forward = FusedForward(attached(new_model(), "lora", rank=4, dropout=0.5))
+    plain = FusedForward(attached(new_model(), "lora", rank=4))
+    batch = new_batch(8, 9)
+    loss = forward.losses(batch, 1.0).item()
+    assert forward.losses(batch, 1.0).item() == loss
+    assert forward.losses(dataclasses.replace(batch, seed=1), 1.0).item() != loss
+    forward.training = False
+    assert forward.losses(batch, 1.0).item() == plain.losses(batch, 1.0).item() != loss
+
+
+def test_an_evaluation_between_two_steps_changes_no_bit_of_the_gradients():
+    forward = FusedForward(attached(new_model(torch.bfloat16), "lora", rank=4))
+    batch = new_batch(*LENGTHS)
+    _, before = gradients(forward, batch)
+    with torch.no_grad():
+        forward.training = False
+        forward.losses(new_batch(50, seed=3), 1.0)
+        forward.training = True
+    _, after = gradients(forward, batch)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_batch_without_supervised_tokens_has_gradients_of_zero():
+    batch = new_batch(4, 5)
+    batch.weights[:] = 0
+    for kind in (FusedForward, ReferenceForward):
+        loss, values = gradients(kind(attached(new_model(), "lora", rank=4)), batch)
+        assert loss == 0
+        assert all(not value.any() for value in values.values())
+
+
+def test_frozen_matrices_are_in_memory_once_and_keep_their_values():
+    model = new_model(torch.bfloat16)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    gradients(FusedForward(attached(model, "lora", rank=4)), new_batch(4, 5))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    attention = model.model.layers[0].self_attn
+    storages = {getattr(attention, name).weight.untyped_storage().data_ptr() for name in ("q_proj", "k_proj", "v_proj")}
+    assert len(storages) == 1
+
+
+def test_the_reference_is_used_for_what_fused_does_not_implement():
+    assert forward_for(attached(new_model(), "lora", rank=4)).name == "fused"
+    prefix = attached(new_model(), "prefix", virtual_tokens=2, initialization="random")
+    assert forward_for(prefix).name == "reference, since fused does not implement prefixes"
+    with pytest.raises(
+        ConfigError, match="forward is 'fused', which does not implement prefixes; set forward to 'auto'"
+    ):
+        forward_for(prefix, "fused")
+    assert forward_for(attached(new_model(hidden_act="gelu"), "lora", rank=4)).name.endswith("the activation gelu")
