@@ -86,8 +86,9 @@ int32_t each_head(const puna_attention& a, int64_t heads, const Body& body) {
         int64_t token = 0, longest = 0;
         for (int32_t d = 0; d < a.documents; ++d) {
             const int64_t qkv = token * (a.heads + 2 * a.kv_heads) * a.width, out = token * a.heads * a.width;
-            jobs.push_back({a.qkv + qkv, a.lengths[d], a.heads, a.kv_heads, a.width, a.out + out, a.lse + token * a.heads,
-                            a.grad ? a.grad + out : nullptr, a.grad_qkv ? a.grad_qkv + qkv : nullptr});
+            jobs.push_back({a.qkv + qkv, a.lengths[d], a.heads, a.kv_heads, a.width, a.out + out,
+                            a.lse + token * a.heads, a.grad ? a.grad + out : nullptr,
+                            a.grad_qkv ? a.grad_qkv + qkv : nullptr});
             token += a.lengths[d];
             longest = std::max<int64_t>(longest, a.lengths[d]);
         }
@@ -127,11 +128,12 @@ int32_t puna_train_attention_backward(const puna_attention* a) {
 
 int32_t puna_train_norm(int32_t threads, const uint16_t* x, const float* weight, float eps, int64_t rows, int64_t cols,
                         uint16_t* out) {
-    return each_row(threads, rows, [=](int64_t r) noexcept { kernels.norm(x + r * cols, weight, eps, cols, out + r * cols); });
+    return each_row(threads, rows,
+                    [=](int64_t r) noexcept { kernels.norm(x + r * cols, weight, eps, cols, out + r * cols); });
 }
 
-int32_t puna_train_norm_backward(int32_t threads, const uint16_t* grad, const uint16_t* x, const float* weight, float eps,
-                                 int64_t rows, int64_t cols, const uint16_t* add, uint16_t* out) {
+int32_t puna_train_norm_backward(int32_t threads, const uint16_t* grad, const uint16_t* x, const float* weight,
+                                 float eps, int64_t rows, int64_t cols, const uint16_t* add, uint16_t* out) {
     return each_row(threads, rows, [=](int64_t r) noexcept {
         kernels.norm_backward(grad + r * cols, x + r * cols, weight, eps, cols, add ? add + r * cols : nullptr,
                               out + r * cols);
@@ -146,7 +148,8 @@ int32_t puna_train_gated(int32_t threads, const uint16_t* gate_up, int64_t rows,
 int32_t puna_train_gated_backward(int32_t threads, const uint16_t* grad, const uint16_t* gate_up, int64_t rows,
                                   int64_t cols, uint16_t* out, uint16_t* grad_gate_up) {
     return each_row(threads, rows, [=](int64_t r) noexcept {
-        kernels.gated_backward(grad + r * cols, gate_up + r * 2 * cols, cols, out + r * cols, grad_gate_up + r * 2 * cols);
+        kernels.gated_backward(grad + r * cols, gate_up + r * 2 * cols, cols, out + r * cols,
+                               grad_gate_up + r * 2 * cols);
     });
 }
 
@@ -177,7 +180,9 @@ int32_t puna_train_cross_entropy(int32_t threads, uint16_t* logits, int64_t rows
 void puna_train_openmp(puna_openmp) {}
 int32_t puna_train_attention(const puna_attention*) { return PUNA_FAILED; }
 int32_t puna_train_attention_backward(const puna_attention*) { return PUNA_FAILED; }
-int32_t puna_train_norm(int32_t, const uint16_t*, const float*, float, int64_t, int64_t, uint16_t*) { return PUNA_FAILED; }
+int32_t puna_train_norm(int32_t, const uint16_t*, const float*, float, int64_t, int64_t, uint16_t*) {
+    return PUNA_FAILED;
+}
 int32_t puna_train_norm_backward(int32_t, const uint16_t*, const uint16_t*, const float*, float, int64_t, int64_t,
                                  const uint16_t*, uint16_t*) {
     return PUNA_FAILED;

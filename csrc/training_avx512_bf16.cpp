@@ -1,11 +1,10 @@
-// The kernels of training.h. A product of two bf16 matrices takes pairs of consecutive elements of the summed dimension:
-// the left factor is read row by row, one pair at a time; the right factor is packed, [pair][column][2].
-
-#include "training.h"
+// The kernels of training.h. A product of two bf16 matrices takes pairs of consecutive elements of the summed
+// dimension: the left factor is read row by row, one pair at a time; the right factor is packed, [pair][column][2].
 
 #include <immintrin.h>
 
 #include "kernels.h"
+#include "training.h"
 
 namespace puna {
 namespace train_bf16 {
@@ -39,7 +38,8 @@ static void tile(const uint32_t* left, int64_t left_stride, const uint32_t* righ
                  float* out, int64_t out_stride, bool add) {
     __m512 sum[kHeight][4];
     for (int r = 0; r < kHeight; ++r)
-        for (int c = 0; c < 4; ++c) sum[r][c] = add ? _mm512_loadu_ps(out + r * out_stride + 16 * c) : _mm512_setzero_ps();
+        for (int c = 0; c < 4; ++c)
+            sum[r][c] = add ? _mm512_loadu_ps(out + r * out_stride + 16 * c) : _mm512_setzero_ps();
     for (int64_t p = 0; p < pairs; ++p) {
         __m512bh column[4];
         for (int c = 0; c < 4; ++c) column[c] = (__m512bh)_mm512_loadu_si512(right + p * right_stride + 16 * c);
@@ -63,12 +63,23 @@ static void product(const uint32_t* left, int64_t left_stride, int64_t rows, con
         const uint32_t* rest = left + r * left_stride;
         float* to = out + r * out_stride + c;
         switch (rows - r) {
-            case 5: tile<5>(rest, left_stride, right + c, right_stride, pairs, to, out_stride, add); break;
-            case 4: tile<4>(rest, left_stride, right + c, right_stride, pairs, to, out_stride, add); break;
-            case 3: tile<3>(rest, left_stride, right + c, right_stride, pairs, to, out_stride, add); break;
-            case 2: tile<2>(rest, left_stride, right + c, right_stride, pairs, to, out_stride, add); break;
-            case 1: tile<1>(rest, left_stride, right + c, right_stride, pairs, to, out_stride, add); break;
-            default: break;
+            case 5:
+                tile<5>(rest, left_stride, right + c, right_stride, pairs, to, out_stride, add);
+                break;
+            case 4:
+                tile<4>(rest, left_stride, right + c, right_stride, pairs, to, out_stride, add);
+                break;
+            case 3:
+                tile<3>(rest, left_stride, right + c, right_stride, pairs, to, out_stride, add);
+                break;
+            case 2:
+                tile<2>(rest, left_stride, right + c, right_stride, pairs, to, out_stride, add);
+                break;
+            case 1:
+                tile<1>(rest, left_stride, right + c, right_stride, pairs, to, out_stride, add);
+                break;
+            default:
+                break;
         }
     }
 }
@@ -76,7 +87,8 @@ static void product(const uint32_t* left, int64_t left_stride, int64_t rows, con
 static int64_t padded(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 // Transposes words: out[word][row] = the words of a row, for `rows` rows; further columns up to `to_rows` become 0.
-static void transpose(const uint16_t* from, int64_t stride, int64_t rows, int64_t words, uint32_t* out, int64_t to_rows) {
+static void transpose(const uint16_t* from, int64_t stride, int64_t rows, int64_t words, uint32_t* out,
+                      int64_t to_rows) {
     for (int64_t w = 0; w < words; ++w)
         for (int64_t r = rows; r < to_rows; ++r) out[w * to_rows + r] = 0;
     const __m512i steps = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
@@ -90,14 +102,16 @@ static void transpose(const uint16_t* from, int64_t stride, int64_t rows, int64_
 }
 
 // Packs pairs of rows: out[row / 2][column] = (from[row][column], from[row + 1][column]). Missing rows are 0.
-static void pair_rows(const uint16_t* from, int64_t stride, int64_t rows, int64_t columns, int64_t to_rows, uint32_t* out) {
+static void pair_rows(const uint16_t* from, int64_t stride, int64_t rows, int64_t columns, int64_t to_rows,
+                      uint32_t* out) {
     for (int64_t r = 0; r < to_rows; r += 2)
         for (int64_t c = 0; c < columns; c += kLanes) {
-            const __m512i low = r < rows ? _mm512_cvtepu16_epi32(_mm256_loadu_si256(
-                                               reinterpret_cast<const __m256i*>(from + r * stride + c)))
-                                         : _mm512_setzero_si512();
-            const __m512i high = r + 1 < rows ? _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(
-                                                    from + (r + 1) * stride + c)))
+            const __m512i low =
+                r < rows
+                    ? _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + r * stride + c)))
+                    : _mm512_setzero_si512();
+            const __m512i high = r + 1 < rows ? _mm512_cvtepu16_epi32(_mm256_loadu_si256(
+                                                    reinterpret_cast<const __m256i*>(from + (r + 1) * stride + c)))
                                               : _mm512_setzero_si512();
             _mm512_storeu_si512(out + r / 2 * columns + c, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
         }
@@ -125,7 +139,8 @@ static int64_t scratch(int64_t tokens, int64_t width) {
     const int64_t length = padded(tokens, kTile), wide = padded(width, kTile);
     // forward: keys, values, scores, weights; backward: see attend_backward
     return 4 * (4 * length * wide + 2 * length * wide + 2 * kRows * length + kRows * length + 2 * (kRows / 2) * length +
-                (kRows + 2) * wide * 3 + kRows) + 64 * 32;
+                (kRows + 2) * wide * 3 + kRows) +
+           64 * 32;
 }
 
 // Replaces the scores of a block of queries by exp(score * scale - from), which is the row's maximum, or its lse. Keys
@@ -146,10 +161,11 @@ static void exponentials(float* scores, int64_t stride, int64_t keys, int64_t qu
 
 static void attend(const TrainAttention& job, int64_t head, uint8_t* memory) {
     const int64_t width = job.width, stride = (job.heads + 2 * job.kv_heads) * width, words = width / 2;
-    const int64_t kv = head / (job.heads / job.kv_heads), length = padded(job.tokens, kTile), wide = padded(width, kTile);
+    const int64_t kv = head / (job.heads / job.kv_heads), length = padded(job.tokens, kTile),
+                  wide = padded(width, kTile);
     Parts parts{memory};
-    uint32_t* keys = parts.take<uint32_t>(words * length);           // [pair of elements][key]
-    uint32_t* values = parts.take<uint32_t>(length / 2 * wide);      // [pair of keys][element]
+    uint32_t* keys = parts.take<uint32_t>(words * length);       // [pair of elements][key]
+    uint32_t* values = parts.take<uint32_t>(length / 2 * wide);  // [pair of keys][element]
     float* scores = parts.take<float>(kRows * length);
     uint16_t* weights = parts.take<uint16_t>(kRows * length);
     float* sums = parts.take<float>((kRows + 2) * wide);
@@ -161,8 +177,8 @@ static void attend(const TrainAttention& job, int64_t head, uint8_t* memory) {
     for (int64_t first = 0; first < job.tokens; first += kRows) {
         const int64_t rows = job.tokens - first < kRows ? job.tokens - first : kRows;
         const int64_t end = padded(first + rows, kTile);
-        product(reinterpret_cast<const uint32_t*>(q + first * stride), stride / 2, rows, keys, end, length, words, scores,
-                length, false);
+        product(reinterpret_cast<const uint32_t*>(q + first * stride), stride / 2, rows, keys, end, length, words,
+                scores, length, false);
         float inverse[kRows];
         for (int64_t r = 0; r < rows; ++r) {
             float* row = scores + r * length;
@@ -194,12 +210,14 @@ static void attend(const TrainAttention& job, int64_t head, uint8_t* memory) {
     }
 }
 
-static void write_columns(const float* from, int64_t from_stride, int64_t rows, int64_t width, uint16_t* to, int64_t stride) {
+static void write_columns(const float* from, int64_t from_stride, int64_t rows, int64_t width, uint16_t* to,
+                          int64_t stride) {
     const __m512i steps = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
                                              _mm512_set1_epi32(static_cast<int32_t>(4 * from_stride)));
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t e = 0; e < width; e += kLanes)
-            store_bf16(to + r * stride + e, f32x16{{(f32_reg)_mm512_i32gather_ps(steps, from + e * from_stride + r, 1)}});
+            store_bf16(to + r * stride + e,
+                       f32x16{{(f32_reg)_mm512_i32gather_ps(steps, from + e * from_stride + r, 1)}});
 }
 
 // Per block of queries: S = Q K', P = exp(S - lse), dP = dO V', dS = P (dP - sum(dO O)), dQ = dS K, and, transposed so
@@ -236,9 +254,10 @@ static void attend_backward(const TrainAttention& job, int64_t kv, uint8_t* memo
             const uint16_t* q = job.qkv + first * stride + head * width;
             const uint16_t* grad = job.grad + first * out_stride + head * width;
             const uint16_t* out = job.out + first * out_stride + head * width;
-            product(reinterpret_cast<const uint32_t*>(q), stride / 2, rows, keys, end, length, words, scores, length, false);
-            product(reinterpret_cast<const uint32_t*>(grad), out_stride / 2, rows, values, end, length, words, grad_scores,
-                    length, false);
+            product(reinterpret_cast<const uint32_t*>(q), stride / 2, rows, keys, end, length, words, scores, length,
+                    false);
+            product(reinterpret_cast<const uint32_t*>(grad), out_stride / 2, rows, values, end, length, words,
+                    grad_scores, length, false);
             for (int64_t r = 0; r < even; ++r) {
                 float *row = scores + r * length, *grad_row = grad_scores + r * length;
                 if (r >= rows) {  // the missing row of the last pair
@@ -260,7 +279,8 @@ static void attend_backward(const TrainAttention& job, int64_t kv, uint8_t* memo
                 for (int64_t j = 0; j < end; j += kLanes) {
                     const float *row = scores + r * length + j, *grad_row = grad_scores + r * length + j;
                     _mm512_storeu_si512(weight_pairs + r / 2 * length + j, pair_of(load(row), load(row + length)));
-                    _mm512_storeu_si512(score_pairs + r / 2 * length + j, pair_of(load(grad_row), load(grad_row + length)));
+                    _mm512_storeu_si512(score_pairs + r / 2 * length + j,
+                                        pair_of(load(grad_row), load(grad_row + length)));
                 }
             product(reinterpret_cast<const uint32_t*>(rounded), length / 2, rows, key_pairs, wide, width, end / 2, sums,
                     wide, false);
@@ -301,7 +321,8 @@ static void norm_backward(const uint16_t* grad, const uint16_t* x, const float* 
     const float inverse = inverse_rms(x, eps, cols);
     f32x16 dot = broadcast(0.0f);
     for (int64_t i = 0; i < cols; i += kLanes)
-        dot = fma(widen_part(grad + i, cols - i) * load_partial(weight + i, cols - i), widen_part(x + i, cols - i), dot);
+        dot =
+            fma(widen_part(grad + i, cols - i) * load_partial(weight + i, cols - i), widen_part(x + i, cols - i), dot);
     const f32x16 scale = broadcast(inverse);
     const f32x16 mean = broadcast(-reduce_add(dot) * inverse * inverse / static_cast<float>(cols));
     for (int64_t i = 0; i < cols; i += kLanes) {
@@ -362,7 +383,8 @@ static double cross_entropy(uint16_t* logits, int64_t vocab, int64_t target, flo
             const int64_t left = end - i;
             f32x16 value = exp(widen_part(logits + i, left) - minus);
             if (left < kLanes)
-                value.reg[0] = (f32_reg)_mm512_maskz_mov_ps(static_cast<__mmask16>((1u << left) - 1), (__m512)value.reg[0]);
+                value.reg[0] =
+                    (f32_reg)_mm512_maskz_mov_ps(static_cast<__mmask16>((1u << left) - 1), (__m512)value.reg[0]);
             store(wide + i, value);
             total = total + value;
         }

@@ -285,8 +285,8 @@ typedef struct puna_machine {
 /* Measures the machine; takes about half a second. */
 PUNA_API int32_t puna_measure(const char* kernels, int32_t threads, puna_machine* machine);
 
-/* Training. These functions need a processor with AVX-512 BF16, and fail elsewhere. Matrices are row-major bf16; sums are
- * float32. Threads stay alive between calls, and only one call runs at a time. */
+/* Training. These functions need a processor with AVX-512 BF16, and fail elsewhere. Matrices are row-major bf16; sums
+ * are float32. Threads stay alive between calls, and only one call runs at a time. */
 
 /* Runs loops in the threads of an OpenMP library of GNU, whose function GOMP_parallel is given, instead of own threads.
  * Threads of OpenMP keep a processor busy for a millisecond after each of its loops. */
@@ -297,11 +297,11 @@ PUNA_API void puna_train_openmp(puna_openmp parallel);
  * rotated keys and the values, each `width` wide (a multiple of 16, at most 256). */
 typedef struct puna_attention {
     const uint16_t* qkv;
-    uint16_t* out;            /* [token][heads * width] */
-    float* lse;               /* the logarithm of the sum of exponentials, [head][token] for each document */
-    const uint16_t* grad;     /* backward: the gradient of `out` */
-    uint16_t* grad_qkv;       /* backward: the gradient of `qkv`, written */
-    const int32_t* lengths;   /* [documents] tokens of each document */
+    uint16_t* out;          /* [token][heads * width] */
+    float* lse;             /* the logarithm of the sum of exponentials, [head][token] for each document */
+    const uint16_t* grad;   /* backward: the gradient of `out` */
+    uint16_t* grad_qkv;     /* backward: the gradient of `qkv`, written */
+    const int32_t* lengths; /* [documents] tokens of each document */
     int32_t documents;
     int32_t heads;
     int32_t kv_heads;

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from puna.native import training as native
+from puna.training.forward.fused.uniform import UniformAttention
 
 QUERIES = 256
 """Queries of a block."""
@@ -70,8 +71,15 @@ def _group(members: list[int], lengths: tuple[int, ...], starts: list[int], tota
 class Attention(Protocol):
     """Causal attention within documents."""
 
-    heads: int
-    kv_heads: int
+    @property
+    def heads(self) -> int:
+        """Number of query heads, H."""
+        ...
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of kv heads, K."""
+        ...
 
     def forward(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the attention, (T, H E), of rotated queries, rotated keys and values, (T, (H + 2 K) E).
@@ -89,10 +97,12 @@ def attention_for(dtype: torch.dtype, lengths: tuple[int, ...], heads: int, kv_h
     """Returns the fastest implementation for a type on this processor."""
     if dtype == torch.bfloat16 and width % 16 == 0 and native.is_available():
         return NativeAttention(heads, kv_heads, width, lengths)
+    if dtype == torch.float32 and len(set(lengths)) == 1:
+        return UniformAttention(heads, kv_heads, width, (len(lengths), lengths[0]))
     return GroupedAttention(heads, kv_heads, width, tuple(group_documents(lengths, heads)))
 
 
-@dataclass
+@dataclass(frozen=True)
 class NativeAttention:
     """Attention in the native library, for contiguous bfloat16 matrices."""
 
@@ -118,7 +128,7 @@ class NativeAttention:
         native.attention(qkv, out, lse, lengths, len(lengths), shape, torch.get_num_threads(), *gradients)
 
 
-@dataclass
+@dataclass(frozen=True)
 class GroupedAttention:
     """Attention in PyTorch, in float32, over groups of documents.
 

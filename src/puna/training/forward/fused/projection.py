@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from puna.training.forward.fused.matrices import matrix_of
-from puna.training.forward.fused.products import add_product, product
+from puna.training.forward.fused.products import add_product, product, weight_gradient
 from puna.training.methods.attach import row_factors
 from puna.training.methods.base import Trainable
 
@@ -113,7 +113,7 @@ class Projection:
         gx = product(g, self._matrix.value().t()) if propagate or factors is not None else torch.zeros_like(x)
         self._changes_backward(g, scaled, gx, kept, tensors, gradients)
         if any(name in tensors for name in self._rows):
-            whole = product(g.t(), scaled.t())  # (O, I)
+            whole = weight_gradient(g, scaled)  # (O, I)
             gradients.update((name, whole[rows]) for name, rows in self._rows.items() if name in tensors)
         if factors is not None:
             (name,) = self._rows
