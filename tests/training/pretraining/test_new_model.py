@@ -36,7 +36,7 @@ def test_flags_are_the_configuration(tokenizer):
 def test_the_default_has_the_size_of_nanogpts_example(tokenizer):
     config = config_of(tokenizer)
     assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (4, 128, 4)
-    assert (config.intermediate_size, config.num_key_value_heads, config.tie_word_embeddings) == (344, 4, True)
+    assert (config.intermediate_size, config.num_key_value_heads, config.tie_word_embeddings) == (320, 4, True)
 
 
 @pytest.mark.parametrize("kind", ["json", "toml"])

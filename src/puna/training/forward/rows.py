@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,6 +34,18 @@ class Supervised:
         return cls(
             torch.from_numpy(index - 1), torch.from_numpy(batch.ids[index]), torch.from_numpy(batch.weights[index])
         )
+
+
+def without_last(batch: Batch) -> tuple[Batch, Supervised]:
+    """Returns a batch without the last token of each document, which predicts nothing, and its supervised tokens.
+
+    All documents have at least two tokens.
+    """
+    tokens, ends = Supervised.of(batch), np.cumsum(batch.lengths) - 1
+    earlier = np.searchsorted(ends, tokens.rows.numpy())  # documents before that of the row
+    lengths = tuple(length - 1 for length in batch.lengths)
+    short = replace(batch, ids=np.delete(batch.ids, ends), weights=np.delete(batch.weights, ends), lengths=lengths)
+    return short, replace(tokens, rows=tokens.rows - torch.from_numpy(earlier))
 
 
 def decoder_of(trainable: Trainable) -> LlamaModel:

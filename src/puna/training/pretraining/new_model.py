@@ -53,9 +53,8 @@ def new_config(settings: TrainingSettings, tokenizer: PreTrainedTokenizerBase) -
     if settings.from_config is None:
         values = _DEFAULTS | values
         width = values["hidden_size"]
-        values.setdefault(
-            "intermediate_size", math.ceil(8 * width / 3 / 8) * 8
-        )  # 344 for 128, as many weights as 4 x D
+        step = 64 if width >= 48 else 8  # matrix products are slower for sizes that vectors do not divide
+        values.setdefault("intermediate_size", max(step, 8 * width // 3 // step * step))
     elif settings.heads is not None and settings.kv_heads is None:
         values["num_key_value_heads"] = settings.heads
     for name, need in (("vocab_size", len(tokenizer)), ("max_position_embeddings", settings.max_length)):

@@ -20,7 +20,7 @@ class PretrainingSettings:
     heads: int | None = option(None, "number of attention heads of a new model; 4 by default", at_least=1)
     kv_heads: int | None = option(None, "number of its key and value heads; by default as many", at_least=1)
     mlp_width: int | None = option(
-        None, "inner size of its feed-forward networks; by default 8/3 of the hidden size, as in LLaMA", at_least=1
+        None, "inner size of its feed-forward networks; by default about 8/3 of the hidden size", at_least=1
     )
     tie_embeddings: bool | None = option(None, "its output matrix is its embedding; true by default")
     initial_std: float = option(

@@ -19,7 +19,7 @@ from puna.training.forward.fused.head import cross_entropy
 from puna.training.forward.fused.layer import FusedLayer, Pass
 from puna.training.forward.fused.operations import Operations, normed_rows, operations_for
 from puna.training.forward.fused.projection import master_of
-from puna.training.forward.rows import Supervised, decoder_of, positions, prepend, remove
+from puna.training.forward.rows import Supervised, decoder_of, positions, prepend, remove, without_last
 from puna.training.methods.base import Trainable
 
 
@@ -73,7 +73,10 @@ class FusedForward:
         assert head is not None, "only language models have losses of tokens"
         value = head.weight.detach().to(self._dtype)
         weight = value if isinstance(head, QuantLinear) else self._master(head.weight)
-        return cross_entropy(self.hidden(batch), weight, Supervised.of(batch), scale, value, self._operations)
+        tokens = Supervised.of(batch)
+        if not self.trainable.low_rank and min(batch.lengths) > 1:  # dropout depends on the number of tokens
+            batch, tokens = without_last(batch)
+        return cross_entropy(self.hidden(batch), weight, tokens, scale, value, self._operations)
 
     def _attention(self, lengths: tuple[int, ...]) -> Attention:
         config = self.trainable.model.config
