@@ -81,7 +81,7 @@ def test_errors_name_the_remedy(tmp_path, data, options, error, message):
         puna.train(MODEL, data, output=tmp_path / "out", **options)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_smollm2_learns_an_answer_from_its_gguf_file(smollm2, tmp_path):
     """LoRA with every default over the Q4_1 file of the default model, in its chat format."""
     messages = [{"role": "user", "content": "What is the code?"}, {"role": "assistant", "content": "puna-417"}]
