@@ -52,8 +52,8 @@ def apply_adapter(model: LlamaPreTrainedModel, adapter: Adapter) -> AppliedAdapt
     """Applies an adapter to all calls of the model, until the result is removed.
 
     With a soft prompt, the outputs of a call without a cache include the positions of the N virtual tokens. With a soft
-    prompt or a prefix, the returned cache contains them, so that the attention mask of a later call with this cache has
-    N more columns; `model.generate()` is not supported.
+    prompt or a prefix, the returned cache contains them; the attention mask of a later call with this cache may contain
+    or leave out their N columns.
 
     Raises:
         CheckpointError: the model lacks a tensor that the adapter changes, or its tensor has another shape.

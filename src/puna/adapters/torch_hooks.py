@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from puna.adapters.adapter import Activation
 from puna.errors import CheckpointError
-from puna.model.cache import KVCache
+from puna.model.cache import KVCache, cached_tokens
 from puna.model.pretrained import LlamaPreTrainedModel
 
 
@@ -98,6 +98,8 @@ def add_virtual_tokens(
 ) -> RemovableHandle:
     """Makes calls of a model without a cache start with a soft prompt or a prefix.
 
+    A mask of a later call, with a cache, may leave out the virtual tokens; `model.generate()` therefore needs nothing.
+
     Args:
         count: number of virtual tokens, N.
         values: returns the soft prompt (N, D) or the prefix (L, 2, K, N, E).
@@ -107,8 +109,10 @@ def add_virtual_tokens(
         names = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "labels")
         arguments = dict(zip(names, args, strict=False)) | kwargs
         first = arguments.get("inputs_embeds") if arguments.get("input_ids") is None else arguments["input_ids"]
-        if arguments.get("past_key_values") or first is None:  # without both inputs, forward reports the error
+        if first is None:  # forward reports the error
             return (), arguments
+        if arguments.get("past_key_values"):
+            return (), arguments | dict(_with_cached_tokens(count, first.shape[1], arguments))
         add = _with_prompt if kind == "prompt" else _with_prefix
         mask = arguments.get("attention_mask")
         if mask is not None:
@@ -116,6 +120,25 @@ def add_virtual_tokens(
         return (), arguments | dict(add(model, values().to(first.device), first, arguments))
 
     return model.register_forward_pre_hook(prepend, with_kwargs=True)
+
+
+def _with_cached_tokens(count: int, tokens: int, arguments: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields the mask and the positions of a call with a cache, if they leave out the virtual tokens of the cache.
+
+    Without a mask, there is no padding, so that the last position is one less than the number of tokens.
+    """
+    mask, positions = arguments.get("attention_mask"), arguments.get("position_ids")
+    own = cached_tokens(arguments["past_key_values"]) + tokens - count  # tokens that are not virtual
+    if mask is None:
+        is_shifted = positions is None or bool((positions[:, -1] != own - 1).any())
+    else:
+        is_shifted = mask.dim() != 2 or mask.shape[1] != own
+    if is_shifted:
+        return
+    if mask is not None:
+        yield "attention_mask", torch.cat([mask.new_ones(len(mask), count), mask], dim=1)  # (B, cached + T)
+    if positions is not None:
+        yield "position_ids", positions + count
 
 
 def _with_prefix(

@@ -108,3 +108,30 @@ def continue_from(model: Any, folder: Path, kind: str, ids: torch.Tensor, logits
     out.loss.backward()
     assert all(item.grad is not None for item in started.parameters.values())
     started.release()
+
+
+@pytest.mark.parametrize("name", ["prompt", "prefix", "tokens"])
+def test_generated_tokens_equal_those_of_peft(name, tmp_path):
+    """Virtual tokens count neither in masks nor in the ids of the result. Padding changes nothing.
+
+    PEFT counts padding in positions that follow a soft prompt, so that only texts without padding are compared.
+    """
+    model, trainable, _ = adapted_pair(name, golden(tmp_path))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in trainable.parameters.values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    save_adapter(trainable.adapter(), tmp_path / "new")
+    theirs = peft.PeftModel.from_pretrained(reference(golden(tmp_path)), tmp_path / "new").eval()
+    ids = text_batches(1, 2, 9)[0]
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    result = model.eval().generate(ids, attention_mask=mask, **settings)
+    for row, start in ((0, 3), (1, 0)):
+        text = ids[row : row + 1, start:]
+        alone = model.generate(text, **settings)
+        assert torch.equal(alone, theirs.generate(input_ids=text, attention_mask=torch.ones_like(text), **settings))
+        assert torch.equal(alone[0], result[row, start:])
+    trainable.release()
+    assert not torch.equal(model.generate(ids, attention_mask=mask, **settings), result)
