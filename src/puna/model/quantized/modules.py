@@ -24,6 +24,10 @@ PART_VALUES = 1 << 26
 """Maximum number of values dequantised at once: 256 MB in float32. Only heads of large vocabularies have more."""
 
 
+_DECODED_VALUES = 1 << 20
+"""Values decoded at once: 4 MB in float32, and as much again for each intermediate result."""
+
+
 class PackedMatrix(nn.Module):
     """A matrix in blocks. Its only buffer, uint8 (O, bytes per row), has the name of the format.
 
@@ -62,9 +66,20 @@ class PackedMatrix(nn.Module):
         for start in range(0, self.rows, step):
             yield start, min(start + step, self.rows)
 
-    def dequantize(self) -> Tensor:
-        """Returns the values, (O, I) float32."""
-        return torch.cat([self.unpack(self.blocks[start:end]) for start, end in self.parts()])
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Returns the values, (O, I), rounded to `dtype`."""
+        return self.values(self.blocks, dtype)
+
+    def values(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns the values, (n, I), of packed rows, (n, bytes per row), rounded to `dtype`.
+
+        The decoders need several times the memory of their results, so they get few rows at a time.
+        """
+        out = torch.empty(len(rows), self.columns, dtype=dtype, device=rows.device)
+        step = max(1, _DECODED_VALUES // self.columns)
+        for start in range(0, len(rows), step):
+            out[start : start + step] = self.unpack(rows[start : start + step])
+        return out
 
 
 _IN_PLACE = re.compile(r"__i(add|sub|mul|truediv|floordiv|pow|mod)__|__set(item)?__|[a-z]\w*[a-z0-9]_")
@@ -97,14 +112,14 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, blocks: Tensor, matrix: PackedMatrix) -> Tensor:
         ctx.save_for_backward(blocks)
         ctx.matrix, ctx.dtype = matrix, x.dtype
-        parts = [F.linear(x, matrix.unpack(blocks[start:end]).to(x.dtype)) for start, end in matrix.parts()]
+        parts = [F.linear(x, matrix.values(blocks[start:end], x.dtype)) for start, end in matrix.parts()]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)  # (..., O)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,), (blocks,) = gradients, ctx.saved_tensors  # (..., O)
         parts = [
-            gradient[..., start:end] @ ctx.matrix.unpack(blocks[start:end]).to(gradient.dtype)
+            gradient[..., start:end] @ ctx.matrix.values(blocks[start:end], gradient.dtype)
             for start, end in ctx.matrix.parts()
         ]
         total = parts[0]
@@ -174,7 +189,7 @@ def dequantize_modules(model: nn.Module, dtype: torch.dtype) -> None:
         if not isinstance(module, QuantLinear | QuantEmbedding):
             continue
         if module.packed not in weights:
-            weights[module.packed] = nn.Parameter(module.packed.dequantize().to(dtype))
+            weights[module.packed] = nn.Parameter(module.packed.dequantize(dtype))
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, float_module(module, weights[module.packed]))
 

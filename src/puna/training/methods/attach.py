@@ -141,7 +141,7 @@ def train_copy(trainable: Trainable, name: str, values: Tensor | None = None) ->
     model, attribute = trainable.model, name.rpartition(".")[2]
     module = find_module(model, name)
     if isinstance(module, QuantLinear | QuantEmbedding):
-        weight = nn.Parameter(module.packed.dequantize().to(model.dtype))
+        weight = nn.Parameter(module.packed.dequantize(model.dtype))
         owner = find_module(model, name.rpartition(".")[0])
         child = name.split(".")[-2]
         trainable.on_release(partial(setattr, owner, child, module))

@@ -71,7 +71,7 @@ class Packed:
         self._packed, self._dtype = [layer.packed for layer in layers], dtype
 
     def value(self) -> Tensor:  # noqa: D102
-        parts = [packed.dequantize().to(self._dtype) for packed in self._packed]
+        parts = [packed.dequantize(self._dtype) for packed in self._packed]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

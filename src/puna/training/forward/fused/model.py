@@ -71,8 +71,10 @@ class FusedForward:
         """Returns the scalar sum over i of weights[i] * CE[i] * scale, float32."""
         head = self.trainable.model.get_output_embeddings()
         assert head is not None, "only language models have losses of tokens"
-        value = head.weight.detach().to(self._dtype)
-        weight = value if isinstance(head, QuantLinear) else self._master(head.weight)
+        if isinstance(head, QuantLinear):
+            weight = value = head.packed.dequantize(self._dtype)
+        else:
+            weight, value = self._master(head.weight), head.weight.detach().to(self._dtype)
         tokens = Supervised.of(batch)
         if not self.trainable.low_rank and min(batch.lengths) > 1:  # dropout depends on the number of tokens
             batch, tokens = without_last(batch)
