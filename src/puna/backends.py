@@ -77,7 +77,7 @@ def open_backend(
         ) from exc
     if tensor_parallel == 1:
         return TorchBackend.from_pretrained(checkpoint, threads, device, dtype, max_batch, keep_quantized)
-    from puna.model.parallel import ParallelBackend, join
+    from puna.model.paged.parallel import ParallelBackend, join
 
     join(tensor_parallel)
     whole = TorchBackend.from_pretrained(checkpoint, threads, device, dtype, 1, keep_quantized)
@@ -90,7 +90,7 @@ def follow(path: Path, size: int, threads: int | None, dtype: str | None, max_ba
     The arguments are those of `LLM` in the first process.
     """
     from puna.checkpoint import open_checkpoint
-    from puna.model.parallel import ParallelBackend, join
+    from puna.model.paged.parallel import ParallelBackend, join
 
     if join(size) == 0:
         return False
