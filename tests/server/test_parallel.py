@@ -74,7 +74,7 @@ def test_two_processes_give_the_text_of_one(tmp_path):
         assert again["text"] == choices[3]["text"]
     finally:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     with LLM(CHECKPOINT, backend="torch", threads=1) as llm:
         answers = llm.generate(PROMPTS, logprobs=0, **options)
     assert [choice["text"] for choice in choices] == [answer.text for answer in answers]
