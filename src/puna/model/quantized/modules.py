@@ -75,6 +75,8 @@ class PackedMatrix(nn.Module):
 
         The decoders need several times the memory of their results, so they get few rows at a time.
         """
+        if torch.compiler.is_compiling():  # a graph with many parts takes long to compile
+            return self.unpack(rows).to(dtype)
         out = torch.empty(len(rows), self.columns, dtype=dtype, device=rows.device)
         step = max(1, _DECODED_VALUES // self.columns)
         for start in range(0, len(rows), step):
