@@ -14,7 +14,7 @@
 
 namespace {
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(PUNA_ONLY_PORTABLE)
 
 std::mutex lock;
 std::unique_ptr<puna::Pool> pool;
@@ -110,7 +110,7 @@ int32_t each_head(const puna_attention& a, int64_t heads, const Body& body) {
 
 extern "C" {
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(PUNA_ONLY_PORTABLE)
 
 void puna_train_openmp(puna_openmp parallel) { openmp = parallel; }
 

@@ -43,7 +43,7 @@ struct TrainKernels {
     double (*cross_entropy)(uint16_t* logits, int64_t vocab, int64_t target, float factor, bool train, float* scratch);
 };
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(PUNA_ONLY_PORTABLE)
 extern const TrainKernels kTrainBf16;
 #endif
 
