@@ -15,6 +15,7 @@ import typer
 
 from puna import LLM
 from puna.cli import app
+from puna.cli.train.display import Display
 from puna.training.events import End, Observer, StepEvent
 from puna.training.report.equivalent import command_line, flag
 from puna.training.report.metrics import read_metrics
@@ -157,6 +158,15 @@ def test_the_group_lists_its_commands():
     for name in ("sft", "classify", "pretrain", "resume", "watch", "runs"):
         assert re.search(rf"^  {name} ", page, re.M)
     assert run("train", "nonsense").exit_code == 2
+
+
+def test_the_display_prints_each_tenth_of_the_tokenisation_once(capsys):
+    with Display() as display:
+        for done in (128, 256, 500, 1280):
+            display.preparing(done, 1280, "rows")
+    assert capsys.readouterr().err.splitlines() == [
+        f"{share}% of the data tokenised (1,280 rows)" for share in (10, 20, 30)
+    ]
 
 
 @pytest.fixture

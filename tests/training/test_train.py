@@ -10,6 +10,7 @@ import torch
 
 import puna
 from puna.errors import ArgumentError, ConfigError, DataError
+from puna.training.events import Observer
 from tests.golden.files import LAYOUTS
 
 MODEL = LAYOUTS["hf"]
@@ -29,6 +30,29 @@ def test_three_lines_of_python_train_an_adapter(tmp_path):
     assert record["environment"]["torch"] == torch.__version__
 
 
+def test_observers_receive_the_progress_of_the_tokenisation(tmp_path):
+    class Recorder(Observer):
+        def __init__(self):
+            self.calls = []
+
+        def preparing(self, done, total, unit):
+            self.calls.append((done, total, unit))
+
+    def calls_for(task, data):
+        recorder = Recorder()
+        with pytest.raises(ConfigError, match="rank_pattern"):  # after the data are read
+            puna.train(
+                MODEL, data, task, output=tmp_path / task, rank_pattern={"none": 2}, method="lora", callbacks=[recorder]
+            )
+        return recorder.calls
+
+    assert calls_for("sft", ROWS * 20) == [(128, 160, "rows"), (160, 160, "rows")]
+    labelled = [{"text": "a b", "label": index % 2} for index in range(130)]
+    assert calls_for("classify", labelled) == [(128, 130, "rows"), (130, 130, "rows")]
+    (tmp_path / "text.txt").write_text("One two three. " * 100)
+    assert calls_for("pretrain", tmp_path / "text.txt") == [(1500, 1500, "bytes")]
+
+
 @pytest.mark.parametrize("method", ["full", "ia3", "prompt", "prefix", "ptuning", "bottleneck"])
 def test_every_method_trains_and_is_resumed_to_the_same_bits(method, tmp_path):
     options = {**FAST, "method": method, "steps": 4, "save_steps": 2}
@@ -45,6 +69,16 @@ def test_every_method_trains_and_is_resumed_to_the_same_bits(method, tmp_path):
 def fail_after_step_3(event):
     if event["step"] == 3:
         raise KeyError("a callback with an error")
+
+
+def test_neftune_changes_the_training_but_not_the_evaluation(tmp_path):
+    """With a small learning rate, the model and hence the loss of held-out data hardly change."""
+    options = {**FAST, "method": "ia3", "learning_rate": 1e-5, "steps": 1, "eval_data": ROWS}
+    results = [
+        puna.train(MODEL, ROWS, output=tmp_path / str(alpha), neftune_alpha=alpha, **options) for alpha in (0, 5)
+    ]
+    assert results[0].losses != pytest.approx(results[1].losses, rel=1e-3)
+    assert results[0].metrics["loss"] == pytest.approx(results[1].metrics["loss"], rel=1e-4)
 
 
 def test_the_default_learning_rate_is_that_of_the_formula(tmp_path):

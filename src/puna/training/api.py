@@ -141,6 +141,8 @@ class _Run:
         self.task: Task = TASKS[settings.task]()
         method = METHODS[settings.method]
         self.tokenizer = self.task.load_tokenizer(settings)
+        self.observers = list(observers)
+        self.task.progress = self._prepare
         examples = self.task.read(data, settings, self.tokenizer)
         subset, indices = self.task.hold_out(examples, settings)
         others = None if held_out is None else self.task.read_held_out(held_out, settings, self.tokenizer)
@@ -151,10 +153,10 @@ class _Run:
             torch.manual_seed(settings.seed)
             model = self.task.load_model(settings, examples, settings.quantized or method.keep_quantized)
             self.trainable = method.attach(model, self.tokenizer, settings)
-        self.observers = [*observers, *(() if limits[1] is None else [TimeLimit(limits[1])])]
+        self.observers += [] if limits[1] is None else [TimeLimit(limits[1])]
         settings, self.estimate, choices = limited(settings, self.trainable, self.plan, self.held_out_count)
         self.settings, self.plan = settings, plan_run(examples, subset, settings)
-        forward = forward_for(self.trainable, settings.forward, settings.gradient_checkpointing)
+        forward = forward_for(self.trainable, settings.forward, settings.gradient_checkpointing, settings.neftune_alpha)
         optimizer = OPTIMIZERS[settings.optimizer](self.trainable.parameters, settings)
         self.trainer = Trainer(self.task, self.trainable, forward, optimizer, self.tokenizer)
         hidden = model.config.hidden_size
@@ -196,6 +198,10 @@ class _Run:
         )
         self.trainable.release()
         return result
+
+    def _prepare(self, done: int, total: int) -> None:
+        for observer in self.observers:
+            observer.preparing(done, total, self.task.unit)
 
     def _restore(self) -> None:
         state, notes = self.loop.store.load_latest()

@@ -105,6 +105,9 @@ class Observer:
     Observers never change the training. An error in one of them ends the run after the step's state is complete.
     """
 
+    def preparing(self, done: int, total: int, unit: str) -> None:
+        """Parts of the data are tokenised, before `started`; the unit of the numbers is "rows" or "bytes"."""
+
     def started(self, event: Start) -> None:
         """The run begins or is resumed."""
 

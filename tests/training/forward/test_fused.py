@@ -12,6 +12,7 @@ from puna.errors import ConfigError
 from puna.training.forward.choice import forward_for
 from puna.training.forward.fused.model import FusedForward
 from puna.training.forward.reference import ReferenceForward
+from puna.training.forward.rows import add_noise
 from tests.training.forward.batches import attached, error, gradients, new_batch, new_model
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -121,6 +122,42 @@ def test_dropout_depends_on_the_seed_and_only_occurs_in_training():
     assert forward.losses(dataclasses.replace(batch, seed=1), 1.0).item() != loss
     forward.training = False
     assert forward.losses(batch, 1.0).item() == plain.losses(batch, 1.0).item() != loss
+
+
+NOISE = {**{name: METHODS[name] for name in ("dropout", "full", "prompt")}, "prefix": ("prefix", {"virtual_tokens": 2})}
+
+
+@pytest.mark.parametrize("name", NOISE)
+def test_noise_is_that_of_neftune_in_training_and_absent_in_evaluation(name):
+    """Noise of a document is uniform in [-1, 1) times alpha / sqrt(n D), in addition to its embeddings."""
+    method, settings = NOISE[name]
+    settings = settings | ({} if method in ("lora", "full") else {"initialization": "random"})
+    batch, alpha = new_batch(300, 1, 40), 5.0
+    exact_loss, exact = gradients(
+        ReferenceForward(attached(new_model(torch.float64), method, **settings), noise=alpha), batch
+    )
+    forward = forward_for(attached(new_model(), method, **settings), noise=alpha)
+    loss, values = gradients(forward, batch)
+    assert loss == pytest.approx(exact_loss, rel=1e-5) and error(values, exact) < 1e-5
+    assert forward.losses(batch, 1.0).item() == loss
+    assert forward.losses(dataclasses.replace(batch, seed=1), 1.0).item() != loss
+    plain = forward_for(attached(new_model(), method, **settings))
+    forward.training = plain.training = False
+    assert forward.losses(batch, 1.0).item() == plain.losses(batch, 1.0).item() != loss
+
+
+def test_noise_is_uniform_with_the_scale_of_each_document():
+    x = torch.randn(343, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    lengths = (300, 3, 40)
+    noise = add_noise(x, lengths, 5.0, seed=7) - x
+    for part, length in zip(torch.split(noise, lengths), lengths, strict=True):
+        values = (part * (length * 64) ** 0.5 / 5.0).flatten().sort().values
+        assert values[0] >= -1 - 1e-6 and values[-1] <= 1 + 1e-6
+        distances = (values - torch.linspace(-1, 1, len(values), dtype=torch.float64)).abs() / 2
+        assert float(distances.max()) < 1.63 / len(values) ** 0.5  # Kolmogorov-Smirnov at 1%
+    assert torch.equal(noise[:300], add_noise(x[:300], (300,), 5.0, seed=7) - x[:300])
+    assert abs(float(torch.corrcoef(torch.stack([noise[:150].flatten(), noise[150:300].flatten()]))[0, 1])) < 0.03
+    assert add_noise(x, lengths, 0.0, 7) is x and add_noise(x, lengths, 5.0, None) is x
 
 
 def test_an_evaluation_between_two_steps_changes_no_bit_of_the_gradients():

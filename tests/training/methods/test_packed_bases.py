@@ -9,16 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from puna import convert
+from puna import convert, train
 from puna.adapters import open_adapter, save_adapter
 from puna.adapters.torch_apply import apply_adapter
 from puna.model import LlamaForCausalLM
 from puna.model.quantized import PackedMatrix, modules
+from puna.training.forward.choice import forward_for
+from puna.training.forward.reference import ReferenceForward
 from puna.training.methods.table import METHODS
 from puna.training.settings import TrainingSettings
-from tests.golden.files import TOKENIZER
+from tests.golden.files import LAYOUTS, TOKENIZER
 from tests.helpers.configurations import config_of
 from tests.helpers.reference_models import distance
+from tests.training.forward.batches import attached, error, new_batch
+from tests.training.forward.batches import gradients as forward_gradients
 
 IDS = torch.randint(3, 67, (2, 9), generator=torch.Generator().manual_seed(0))
 CASES: dict[str, dict[str, Any]] = {
@@ -97,6 +101,36 @@ def test_gradients_of_every_method_equal_those_of_the_dequantised_model(files, n
 
 def test_gradients_in_bfloat16_equal_those_of_the_dequantised_model(files):
     compare(files / "q4_0.gguf", CASES["lora"], "bfloat16")
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained checkpoint as a packed GGUF file."""
+    path = tmp_path_factory.mktemp("golden") / "model.gguf"
+    convert(LAYOUTS["hf"], path, quantize="q4_0")
+    return path
+
+
+def test_fused_gradients_over_packed_matrices_equal_those_of_the_dequantised_model_in_float64(golden):
+    batch, settings = new_batch(7, 30, 2), {"rank": 4, "dropout": 0.1}
+    packed = LlamaForCausalLM.from_pretrained(golden, keep_quantized=True, dtype="float32")
+    assert any(isinstance(module, PackedMatrix) for module in packed.modules())
+    plain = LlamaForCausalLM.from_pretrained(golden, dtype="float32").double()
+    exact_loss, exact = forward_gradients(ReferenceForward(attached(plain, "lora", **settings)), batch)
+    loss, values = forward_gradients(forward_for(attached(packed, "qlora", **settings), "fused"), batch)
+    assert loss == pytest.approx(exact_loss, rel=1e-5)
+    assert error(values, exact) < 1e-5
+
+
+def test_a_run_of_qlora_has_the_losses_of_lora_over_the_dequantised_model(golden, tmp_path):
+    rows = [{"prompt": "Count:", "completion": f" one two {word}"} for word in ("three", "four")]
+    losses = []
+    for method in ("qlora", "lora"):
+        options = {"steps": 4, "batch_size": 2, "learning_rate": 1e-2, "dtype": "float32", "threads": 1}
+        result = train(golden, rows, method=method, output=tmp_path / method, **options)
+        assert "forward pass: fused" in result.notes
+        losses.append(result.losses)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][-1] < losses[0][0]
 
 
 def test_an_evaluation_changes_no_bit_of_the_gradients(files):

@@ -16,6 +16,7 @@ from puna.training.report.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from rich.live import Live
+    from rich.progress import Progress
 
 _LINES = 20
 """Lines of progress of a complete run, if standard error is not a terminal."""
@@ -28,6 +29,8 @@ class Display(Recorder):
         super().__init__()
         self.metrics = Metrics()
         self._live: Live | None = None
+        self._bar: Progress | None = None
+        self._tenths = 0
 
     def __enter__(self) -> Display:
         return self
@@ -35,8 +38,25 @@ class Display(Recorder):
     def __exit__(self, *exception: object) -> None:
         self._stop()
 
+    def preparing(self, done: int, total: int, unit: str) -> None:
+        """Shows the share of the data that is tokenised: a bar, or a line for each tenth but the last."""
+        if is_watched():
+            if self._bar is None:
+                from rich.progress import Progress
+
+                self._bar = Progress(console=stderr_console(), transient=True)
+                self._bar.start()
+                self._bar.add_task("Tokenising")
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+            return
+        tenths = 10 * done // max(1, total)
+        if self._tenths != tenths and 0 < tenths < 10:
+            note(f"{tenths * 10}% of the data tokenised ({total:,} {unit})")
+        self._tenths = tenths
+
     def started(self, event: Start) -> None:
         """Prints the description of the run."""
+        self._stop()
         super().started(event)
         self._describe(event)
         if is_watched():
@@ -93,6 +113,9 @@ class Display(Recorder):
             self._live.console.print(text, markup=False)
 
     def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -10,24 +10,27 @@ from puna.training.forward.reference import ReferenceForward
 from puna.training.methods.base import Trainable
 
 
-def forward_for(trainable: Trainable, implementation: str = "auto", checkpointing: bool = False) -> Forward:
+def forward_for(
+    trainable: Trainable, implementation: str = "auto", checkpointing: bool = False, noise: float = 0.0
+) -> Forward:
     """Returns the forward pass for a model and a method.
 
     Args:
         implementation: "fused", "reference", or "auto": fused where it implements the model and the method. The
             attribute `name` of the result says which it is, and why.
         checkpointing: recompute the activations of each layer in the backward pass.
+        noise: alpha of the noise that `add_noise` adds to the embeddings of training batches.
 
     Raises:
         ConfigError: "fused" is requested, but does not implement the model or the method.
     """
     if implementation == "reference":
-        return ReferenceForward(trainable, checkpointing)
+        return ReferenceForward(trainable, checkpointing, noise)
     missing = unsupported(trainable)
     if missing is None:
-        return FusedForward(trainable, checkpointing)
+        return FusedForward(trainable, checkpointing, noise)
     if implementation == "fused":
         raise ConfigError(f"forward is 'fused', which does not implement {missing}; set forward to 'auto'")
-    reference = ReferenceForward(trainable, checkpointing)
+    reference = ReferenceForward(trainable, checkpointing, noise)
     reference.name = f"reference, since fused does not implement {missing}"
     return reference

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from puna.training.batch import Batch
-from puna.training.forward.rows import Supervised, decoder_of, positions, prepend, remove
+from puna.training.forward.rows import Supervised, add_noise, decoder_of, positions, prepend, remove
 from puna.training.methods.base import Trainable
 
 CHUNK_LOGITS = 1 << 23
@@ -29,12 +29,13 @@ class ReferenceForward:
     Args:
         trainable: the model and its trainable parameters.
         checkpointing: recompute the activations of each layer in the backward pass.
+        noise: alpha of the noise that `add_noise` adds to the embeddings of training batches.
     """
 
     name = "reference"
 
-    def __init__(self, trainable: Trainable, checkpointing: bool = False) -> None:
-        self.trainable, self.training = trainable, True
+    def __init__(self, trainable: Trainable, checkpointing: bool = False, noise: float = 0.0) -> None:
+        self.trainable, self.training, self._noise = trainable, True, noise
         self._decoder = decoder_of(trainable)
         self._checkpointing = checkpointing
 
@@ -67,17 +68,25 @@ class ReferenceForward:
         return total.float() * scale
 
     def _dropping(self, batch: Batch) -> AbstractContextManager[None]:
-        return self.trainable.dropping(batch.seed if self.training else None)
+        return self.trainable.dropping(self._seed(batch))
+
+    def _seed(self, batch: Batch) -> int | None:
+        return batch.seed if self.training else None
 
     def _checkpoint(self, batch: Batch) -> Callable[..., Any]:
         """Returns `checkpoint`, whose recomputation drops the same elements as the forward pass."""
         return partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), self._dropping(batch)))
 
+    def _embeddings(self, batch: Batch) -> Tensor:
+        """Returns the embeddings of all documents, (T, D), with the noise of training."""
+        x = self._decoder.embed(torch.from_numpy(batch.ids)[None])[0]
+        return add_noise(x, batch.lengths, self._noise, self._seed(batch))
+
     def _packed(self, batch: Batch) -> Tensor:
         """Computes all documents as one row. The virtual tokens of a prompt precede each document."""
         prompt = self.trainable.prompt
         count = 0 if prompt is None else len(prompt)
-        x = prepend(self._decoder.embed(torch.from_numpy(batch.ids)[None])[0], batch.lengths, prompt)
+        x = prepend(self._embeddings(batch), batch.lengths, prompt)
         place = positions(tuple(count + length for length in batch.lengths))
         out = self._decoder(inputs_embeds=x[None], position_ids=place[None], use_cache=False).last_hidden_state[0]
         return remove(out, batch.lengths, count)
@@ -87,14 +96,14 @@ class ReferenceForward:
 
         `prefix` is (L, 2, K, N, E); the text follows it, at positions N, N + 1, ...
         """
-        documents = torch.split(torch.from_numpy(batch.ids), list(batch.lengths))
+        documents = torch.split(self._embeddings(batch), list(batch.lengths))
         results: dict[int, Tensor] = {}
         for length in sorted(set(batch.lengths)):
             members = [index for index, other in enumerate(batch.lengths) if other == length]
-            ids = torch.stack([documents[index] for index in members])  # (B, length)
-            cache = prefix.to(self.trainable.model.dtype)[:, :, None].expand(-1, -1, len(ids), -1, -1, -1)
-            place = positions((length,), prefix.shape[3])[None].expand(len(ids), -1)
+            x = torch.stack([documents[index] for index in members])  # (B, length, D)
+            cache = prefix.to(self.trainable.model.dtype)[:, :, None].expand(-1, -1, len(x), -1, -1, -1)
+            place = positions((length,), prefix.shape[3])[None].expand(len(x), -1)
             pairs = tuple((keys, values) for keys, values in cache)
-            out = self._decoder(ids, position_ids=place, past_key_values=pairs, use_cache=False).last_hidden_state
-            results.update(zip(members, out, strict=True))
+            out = self._decoder(inputs_embeds=x, position_ids=place, past_key_values=pairs, use_cache=False)
+            results.update(zip(members, out.last_hidden_state, strict=True))
         return torch.cat([results[index] for index in range(len(documents))])

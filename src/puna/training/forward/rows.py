@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +12,9 @@ from torch import Tensor
 from puna.model.llama import LlamaModel
 from puna.training.batch import Batch
 from puna.training.methods.base import Trainable
+
+_NOISE = 0x4E454654
+"""Separates the random numbers of the noise from all others of the same seed."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,25 @@ def decoder_of(trainable: Trainable) -> LlamaModel:
 def positions(lengths: tuple[int, ...], start: int = 0) -> Tensor:
     """Returns the position of each token in its document, (T,) int64; each document starts at `start`."""
     return torch.cat([torch.arange(start, start + length) for length in lengths])
+
+
+def add_noise(x: Tensor, lengths: tuple[int, ...], alpha: float, seed: int | None) -> Tensor:
+    """Returns the embeddings of a batch, (T, D), with the noise of NEFTune (arXiv:2310.05914).
+
+    The noise of a document of n tokens is uniform in [-1, 1) times alpha / sqrt(n D). It depends only on the seed and
+    the position of an element in the batch, since NumPy promises the bits of Philox in every release.
+
+    Args:
+        alpha: 0 for no noise.
+        seed: `Batch.seed`; None for no noise, as in evaluations.
+    """
+    if alpha == 0 or seed is None:
+        return x
+    key = np.array([seed, _NOISE], np.uint64)
+    bits = np.random.Philox(key=key).random_raw(-(-x.numel() // 2)).view(np.uint32)[: x.numel()]
+    uniform = (bits >> 8).astype(np.float32) * np.float32(2**-23) - 1
+    scales = np.repeat([alpha / math.sqrt(length * x.shape[1]) for length in lengths], lengths).astype(np.float32)
+    return x + torch.from_numpy(uniform.reshape(x.shape) * scales[:, None]).to(x)
 
 
 def prepend(x: Tensor, lengths: tuple[int, ...], prompt: Tensor | None) -> Tensor:

@@ -69,7 +69,7 @@ def prepare_tokens(
     texts: Sequence[Path],
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
-    progress: Progress = lambda done, total: None,
+    progress: Progress | None = None,
     shard_tokens: int = _SHARD,
 ) -> TokenFiles:
     """Returns the tokens of texts; encodes the texts unless the folder has their tokens already.
@@ -100,7 +100,7 @@ def prepare_tokens(
 
 
 def _encoded(
-    texts: Sequence[Path], tokenizer: PreTrainedTokenizerBase, progress: Progress
+    texts: Sequence[Path], tokenizer: PreTrainedTokenizerBase, progress: Progress | None
 ) -> Iterator[NDArray[np.int64]]:
     """Yields the tokens of each block of the texts, and EOS after each text."""
     total, done = sum(path.stat().st_size for path in texts), 0
@@ -114,7 +114,8 @@ def _encoded(
                 ids = list(tokenizer.encode(block, add_special_tokens=False))
             yield np.array(ids, np.int64)
             done += len(block.encode())
-            progress(done, total)
+            if progress is not None:
+                progress(done, total)
         if tokenizer.eos_token_id is not None:
             yield np.array([tokenizer.eos_token_id], np.int64)
 

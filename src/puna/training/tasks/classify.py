@@ -38,7 +38,7 @@ class Classify(Task):
 
     def read(self, data: Any, settings: TrainingSettings, tokenizer: PreTrainedTokenizerBase) -> LabelledExamples:
         """Returns the examples of the training data, which determine the labels."""
-        examples = read_labelled(data, settings, tokenizer)
+        examples = read_labelled(data, settings, tokenizer, progress=self.progress)
         self._labels = examples.labels
         self._weights = _class_weights(examples, settings)
         return examples
@@ -47,7 +47,7 @@ class Classify(Task):
         self, data: Any, settings: TrainingSettings, tokenizer: PreTrainedTokenizerBase
     ) -> LabelledExamples:
         """Returns the examples of held-out data, whose labels are those of the training data."""
-        return read_labelled(data, settings, tokenizer, self._labels)
+        return read_labelled(data, settings, tokenizer, self._labels, self.progress)
 
     def load_model(
         self, settings: TrainingSettings, examples: Examples, keep_quantized: bool = False

@@ -13,9 +13,13 @@ import numpy as np
 from puna.errors import DataError
 from puna.tokenizer import PreTrainedTokenizerBase
 from puna.training.batch import Example, Source
+from puna.training.data.read import Progress
 from puna.training.data.readers.open import open_rows
 from puna.training.settings import TrainingSettings
 from puna.training.tasks.labels import LabelColumns, Labels
+
+_PROGRESS = 128
+"""Rows between two calls of `progress`."""
 
 
 class LabelledExamples:
@@ -39,13 +43,18 @@ class LabelledExamples:
 
 
 def read_labelled(
-    data: Any, settings: TrainingSettings, tokenizer: PreTrainedTokenizerBase, labels: Labels | None = None
+    data: Any,
+    settings: TrainingSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Labels | None = None,
+    progress: Progress | None = None,
 ) -> LabelledExamples:
     """Returns the examples of a labelled data set.
 
     Args:
         data: argument of `open_rows`.
         labels: those of the training data, if these are held-out data.
+        progress: called with the number of rows that are tokenised, and of all rows.
 
     Raises:
         DataError: a row cannot be used, and `bad_rows` is "error"; or no row can be used.
@@ -55,12 +64,14 @@ def read_labelled(
     labels = labels or Labels.infer([(value, source) for _, value, source in entries], settings, columns.name)
     examples: list[Example] = []
     truncated = 0
-    for text, value, source in entries:
+    for done, (text, value, source) in enumerate(entries, 1):
         with skipped_errors(settings):
             ids = encode_text(text, tokenizer, source)
             kept = np.array(_truncate(ids, settings, source), np.int32)
             examples.append(Example(kept, np.zeros(len(kept), np.float32), labels.target(value, source), source))
             truncated += len(ids) > len(kept)
+        if progress is not None and (done % _PROGRESS == 0 or done == len(entries)):
+            progress(done, len(entries))
     if not examples:
         raise DataError('no row can be used; correct the rows (with bad_rows = "error", the first error is shown)')
     if truncated:

@@ -26,6 +26,7 @@ from puna.training.tasks.base import Examples, Task
 class Pretraining(Task):
     """Language modelling of complete texts. Without a model, the run starts from random weights."""
 
+    unit: ClassVar[str] = "bytes"
     defaults: ClassVar[Mapping[str, Any]] = {
         "method": "full",
         "dtype": "float32",
@@ -58,7 +59,7 @@ class Pretraining(Task):
         base = settings.token_folder if settings.token_folder is not None else settings.output
         assert base is not None, "the run has chosen its folder"
         folder = Path(base) / name if settings.token_folder is None or name != "tokens" else Path(base)
-        tokens = prepare_tokens(find_text_files(paths, DataError), tokenizer, folder)
+        tokens = prepare_tokens(find_text_files(paths, DataError), tokenizer, folder, self.progress)
         return TokenWindows(tokens, settings.max_length, _leading_bos(tokenizer))
 
     def hold_out(

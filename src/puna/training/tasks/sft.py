@@ -6,7 +6,7 @@ from typing import Any
 
 from puna.tokenizer import PreTrainedTokenizerBase
 from puna.training.data.dataset import Dataset
-from puna.training.data.read import DataOptions, Progress, Report, read_examples
+from puna.training.data.read import DataOptions, Report, read_examples
 from puna.training.settings import TrainingSettings
 from puna.training.tasks.base import Task
 
@@ -16,12 +16,10 @@ class SupervisedFineTuning(Task):
 
     Attributes:
         notes: what the user should know about the data: truncated rows, rows left out.
-        progress: called with the number of rows that were read, and of all rows.
     """
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-        self.progress: Progress | None = None
         self._is_chat = False
 
     def read(self, data: Any, settings: TrainingSettings, tokenizer: PreTrainedTokenizerBase) -> Dataset:

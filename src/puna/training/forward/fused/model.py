@@ -19,7 +19,7 @@ from puna.training.forward.fused.head import cross_entropy
 from puna.training.forward.fused.layer import FusedLayer, Pass
 from puna.training.forward.fused.operations import Operations, normed_rows, operations_for
 from puna.training.forward.fused.projection import master_of
-from puna.training.forward.rows import Supervised, decoder_of, positions, prepend, remove, without_last
+from puna.training.forward.rows import Supervised, add_noise, decoder_of, positions, prepend, remove, without_last
 from puna.training.methods.base import Trainable
 
 
@@ -29,12 +29,13 @@ class FusedForward:
     Args:
         trainable: the model and its trainable parameters.
         checkpointing: recompute the activations of each layer in the backward pass.
+        noise: alpha of the noise that `add_noise` adds to the embeddings of training batches.
     """
 
     name = "fused"
 
-    def __init__(self, trainable: Trainable, checkpointing: bool = False) -> None:
-        self.trainable, self.training = trainable, True
+    def __init__(self, trainable: Trainable, checkpointing: bool = False, noise: float = 0.0) -> None:
+        self.trainable, self.training, self._noise = trainable, True, noise
         self._checkpointing = checkpointing
         model = trainable.model
         self._decoder = decoder_of(trainable)
@@ -50,7 +51,8 @@ class FusedForward:
     def hidden(self, batch: Batch) -> Tensor:
         """Returns the hidden states after the final norm, (T, D), in the type of the model."""
         prompt = self.trainable.prompt
-        x = prepend(self._embeddings(batch), batch.lengths, prompt)
+        seed = batch.seed if self.training else None
+        x = prepend(add_noise(self._embeddings(batch), batch.lengths, self._noise, seed), batch.lengths, prompt)
         count = 0 if prompt is None else len(prompt)
         lengths = tuple(count + length for length in batch.lengths)
         rotary = self._decoder.rotary_emb
@@ -60,7 +62,7 @@ class FusedForward:
             self._operations,
             cos,
             sin,
-            batch.seed if self.training else None,
+            seed,
             self._checkpointing,
         )
         for layer in self._layers:
@@ -76,7 +78,8 @@ class FusedForward:
         else:
             weight, value = self._master(head.weight), head.weight.detach().to(self._dtype)
         tokens = Supervised.of(batch)
-        if not self.trainable.low_rank and min(batch.lengths) > 1:  # dropout depends on the number of tokens
+        is_random = self.trainable.low_rank or self._noise  # dropout and noise depend on the number of tokens
+        if not is_random and min(batch.lengths) > 1:
             batch, tokens = without_last(batch)
         return cross_entropy(self.hidden(batch), weight, tokens, scale, value, self._operations)
 
