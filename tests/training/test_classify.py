@@ -121,7 +121,7 @@ def test_the_loss_does_not_depend_on_the_division_into_batches(problem):
         tokens = slice(starts[one], starts[other])
         parts.append(
             Batch(batch.ids[tokens], batch.lengths[documents], batch.weights[tokens], batch.labels[documents],
-                  batch.sources[documents], 0)
+                  batch.sources[documents], batch.seeds[documents])
         )  # fmt: skip
     total = sum(task.loss(forward, part, scale) for part in parts)
     assert total.item() == pytest.approx(whole.item(), rel=1e-6)
@@ -141,7 +141,7 @@ def test_the_loss_does_not_depend_on_the_division_into_batches(problem):
 
 def test_the_head_reads_the_last_token_that_is_not_padding():
     ids = np.array([5, 9, 9, 9, 7, 8, 9, 9], np.int64)
-    batch = Batch(ids, (3, 5), np.zeros(8, np.float32), np.array([0, 1]), (), 0)
+    batch = Batch(ids, (3, 5), np.zeros(8, np.float32), np.array([0, 1]), (), (0, 0))
     assert last_positions(batch, 9).tolist() == [0, 5]
     assert last_positions(batch, None).tolist() == [2, 7]
 

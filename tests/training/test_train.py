@@ -15,6 +15,7 @@ from tests.golden.files import LAYOUTS
 
 MODEL = LAYOUTS["hf"]
 ROWS = [{"prompt": f"Count to {last}:", "completion": " " + " ".join(map(str, range(last)))} for last in range(1, 9)]
+LABELLED = [{"text": text, "label": text} for text in ("yes", "no")]
 FAST = {"dtype": "float32", "batch_size": 4, "learning_rate": 1e-2, "threads": 1}
 
 
@@ -66,6 +67,11 @@ def test_every_method_trains_and_is_resumed_to_the_same_bits(method, tmp_path):
     assert all((part.path / name).read_bytes() == (whole.path / name).read_bytes() for name in files)
 
 
+def test_one_step_of_lora_is_a_run(tmp_path):
+    """Its matrices `a` do not move in the first step, because `b` is zero."""
+    assert len(puna.train(MODEL, ROWS, output=tmp_path / "out", steps=1, **FAST).losses) == 1
+
+
 def fail_after_step_3(event):
     if event["step"] == 3:
         raise KeyError("a callback with an error")
@@ -108,11 +114,21 @@ def test_a_classifier_is_trained_saved_and_used(tmp_path):
         (ROWS, {"rnk": 4}, ArgumentError, "did you mean 'rank'"),
         ([{"prompt": "only"}], {}, DataError, "row 1"),
         (None, {}, ConfigError, "no training data"),
+        (ROWS, {"rank": 10**9}, ConfigError, "rank is 1000000000; it must be .* at most 65536"),
+        (ROWS, {"batch_size": 10**30}, ConfigError, "batch_size is 10+; it must be .* at most 1e\\+06"),
+        (ROWS, {"epochs": 1e308}, ConfigError, "epochs is 1e\\+308; it must be .* at most 1e\\+09"),
+        (ROWS, {"callbacks": [3]}, ArgumentError, "a callback is 3; it must be an Observer or a function"),
+        (LABELLED, {"task": "classify", "sample_prompts": ["a"]}, ConfigError, "a classifier writes no text"),
     ],
 )
 def test_errors_name_the_remedy(tmp_path, data, options, error, message):
     with pytest.raises(error, match=message):
         puna.train(MODEL, data, output=tmp_path / "out", **options)
+
+
+def test_a_run_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="there is no model; set model"):
+        puna.train(None, ROWS, output=tmp_path / "out")
 
 
 @pytest.mark.soak

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from puna.adapters import save_adapter
-from puna.errors import ConfigError, show, suggestion
+from puna.errors import ArgumentError, ConfigError, show, suggestion
 from puna.files import atomic_write
 from puna.training.checkpoints import CheckpointStore, check_same_run
 from puna.training.estimate import TimeLimit, limited, read_limits
@@ -153,6 +153,8 @@ class _Run:
             torch.manual_seed(settings.seed)
             model = self.task.load_model(settings, examples, settings.quantized or method.keep_quantized)
             self.trainable = method.attach(model, self.tokenizer, settings)
+        if settings.sample_prompts and model.head != "lm":
+            raise ConfigError("sample_prompts is set, but a classifier writes no text; omit it")
         self.observers += [] if limits[1] is None else [TimeLimit(limits[1])]
         settings, self.estimate, choices = limited(settings, self.trainable, self.plan, self.held_out_count)
         self.settings, self.plan = settings, plan_run(examples, subset, settings)
@@ -332,4 +334,6 @@ class _Function(Observer):
 
 
 def _observer(callback: Callback) -> Observer:
+    if not isinstance(callback, Observer) and not callable(callback):
+        raise ArgumentError(f"a callback is {show(callback)}; it must be an Observer or a function")
     return callback if isinstance(callback, Observer) else _Function(callback)

@@ -65,7 +65,8 @@ class Batch:
         labels: (documents,) int64 class indices or float32 values, or (documents, classes) float32; None without
             classification.
         sources: one per document.
-        seed: for dropout and the like; a pure function of the run's seed, the step and the micro-batch.
+        seeds: of dropout and noise, one per document; pure functions of the run's seed, the step and the place of the
+            document in the step, so that they do not depend on the division of a step into batches.
     """
 
     ids: NDArray[np.int64]
@@ -73,11 +74,16 @@ class Batch:
     weights: NDArray[np.float32]
     labels: NDArray[Any] | None
     sources: tuple[Source, ...]
-    seed: int
+    seeds: tuple[int, ...]
 
     @classmethod
-    def of(cls, examples: Sequence[Example], seed: int) -> Batch:
-        """Returns the batch of at least one example, in their order."""
+    def of(cls, examples: Sequence[Example], seed: int, places: Sequence[int] | None = None) -> Batch:
+        """Returns the batch of at least one example, in their order.
+
+        Args:
+            seed: of the step.
+            places: of the examples in the step; by default 0, 1, ...
+        """
         assert examples, "a batch has at least one document"
         return cls(
             np.concatenate([example.ids for example in examples]).astype(np.int64),
@@ -85,7 +91,7 @@ class Batch:
             np.concatenate([example.weights for example in examples]).astype(np.float32, copy=False),
             _labels([example.label for example in examples]),
             tuple(example.source for example in examples),
-            seed,
+            tuple(derived_seed(seed, place) for place in (range(len(examples)) if places is None else places)),
         )
 
     @property

@@ -130,13 +130,15 @@ class Loop:
 
     def _steps(self, interrupts: Interrupts) -> None:
         settings, step = self.settings, self.progress.step
+        if self._is_evaluation_due():  # the run was interrupted between the step and its evaluation
+            self._evaluate()
         while step < self.plan.steps:
             if 0 < settings.patience <= self.progress.without_gain:
                 self.reason = "stopped"  # also if the run was resumed from its last evaluation
                 return
             stop = self._step(interrupts)
             step = self.progress.step
-            if settings.eval_steps and step % settings.eval_steps == 0:
+            if self._is_evaluation_due():
                 stop |= self._evaluate()
             if settings.save_steps and step % settings.save_steps == 0:
                 self._save()
@@ -189,6 +191,10 @@ class Loop:
             f"{describe_rows(batches[worst], self.trainer)}. Correct these rows or lower the learning rate"
         )
 
+    def _is_evaluation_due(self) -> bool:
+        step, interval = self.progress.step, self.settings.eval_steps
+        return interval > 0 and step > 0 and step % interval == 0 and self.progress.evaluated[0] != step
+
     def _evaluate(self) -> bool:
         """Evaluates the held-out data; returns whether the run should stop."""
         if self.held_out is None:
@@ -223,7 +229,7 @@ class Loop:
         if self.progress.evaluated[0] != self.progress.step:
             self._evaluate()
         best = self.progress.best[0]
-        if self._movement is not None:
+        if self._movement is not None and self.progress.step >= _CHECKED_STEPS:
             self._movement.check()
         self._save()
         if self.settings.keep_best and 0 <= best < self.progress.step:

@@ -52,8 +52,9 @@ class Plan:
         size = self.settings.batch_size
         numbers = range(step * size, min((step + 1) * size, self.documents))
         examples = [self.examples[self._index(number)] for number in numbers]
+        seed = derived_seed(self.settings.seed, step)
         groups = group(examples, self.settings.micro_batch_tokens, self.settings.packing)
-        return [Batch.of(part, derived_seed(self.settings.seed, step, index)) for index, part in enumerate(groups)]
+        return [Batch.of([examples[place] for place in places], seed, places) for places in groups]
 
     def epoch(self, step: int) -> float:
         """Returns the passes over the data after `step` steps."""
@@ -77,11 +78,11 @@ def plan_run(examples: Examples, subset: NDArray[np.int64] | None, settings: Tra
     return Plan(settings, examples, subset, math.ceil(min(documents) / settings.batch_size), min(documents))
 
 
-def group(examples: Sequence[Example], tokens: int, packing: bool) -> list[list[Example]]:
-    """Divides examples into groups of at most `tokens` tokens, or of one example."""
+def group(examples: Sequence[Example], tokens: int, packing: bool) -> list[list[int]]:
+    """Returns the places of examples in groups of at most `tokens` tokens, or of one example."""
     if not packing:
-        return [[example] for example in examples]
-    return [[examples[index] for index in part] for part in pack([len(item.ids) for item in examples], tokens)]
+        return [[place] for place in range(len(examples))]
+    return pack([len(item.ids) for item in examples], tokens)
 
 
 def evaluation_batches(

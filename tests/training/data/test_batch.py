@@ -18,7 +18,7 @@ def test_a_batch_is_a_list_of_documents():
     assert batch.ids.tolist() == [1, 2, 3, 4, 5] and batch.ids.dtype == np.int64
     assert batch.lengths == (3, 2) and batch.tokens == 5
     assert batch.weights.tolist() == [0, 1, 1, 0, 0.25] and batch.total_weight == 2.25
-    assert batch.labels is None and batch.seed == 7
+    assert batch.labels is None and batch.seeds == (derived_seed(7, 0), derived_seed(7, 1))
     assert [str(source) for source in batch.sources] == ["a.jsonl, line 1", "a.jsonl, line 9"]
 
 

@@ -45,7 +45,8 @@ def new_batch(*lengths: int, seed: int = 0) -> Batch:
     weights = random.choice([0.0, 0.5, 1.0], total).astype(np.float32)
     weights[np.cumsum((0, *lengths[:-1]))] = 0
     ids = random.integers(0, VOCABULARY, total).astype(np.int64)
-    return Batch(ids, lengths, weights, None, tuple(Source("rows", row + 1) for row in range(len(lengths))), seed)
+    sources = tuple(Source("rows", row + 1) for row in range(len(lengths)))
+    return Batch(ids, lengths, weights, None, sources, tuple(range(seed, seed + len(lengths))))
 
 
 def gradients(forward: Any, batch: Batch, scale: float = 1.0) -> tuple[float, dict[str, torch.Tensor]]:

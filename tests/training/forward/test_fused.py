@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from puna.errors import ConfigError
+from puna.training.batch import Batch, Example
 from puna.training.forward.choice import forward_for
 from puna.training.forward.fused.model import FusedForward
 from puna.training.forward.reference import ReferenceForward
-from puna.training.forward.rows import add_noise
+from puna.training.forward.rows import with_noise
 from tests.training.forward.batches import attached, error, gradients, new_batch, new_model
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -119,7 +122,7 @@ def test_dropout_depends_on_the_seed_and_only_occurs_in_training():
     batch = new_batch(8, 9)
     loss = forward.losses(batch, 1.0).item()
     assert forward.losses(batch, 1.0).item() == loss
-    assert forward.losses(dataclasses.replace(batch, seed=1), 1.0).item() != loss
+    assert forward.losses(dataclasses.replace(batch, seeds=tuple(range(1, 1 + len(batch.lengths)))), 1.0).item() != loss
     forward.training = False
     assert forward.losses(batch, 1.0).item() == plain.losses(batch, 1.0).item() != loss
 
@@ -144,20 +147,6 @@ def test_noise_is_that_of_neftune_in_training_and_absent_in_evaluation(name):
     plain = forward_for(attached(new_model(), method, **settings))
     forward.training = plain.training = False
     assert forward.losses(batch, 1.0).item() == plain.losses(batch, 1.0).item() != loss
-
-
-def test_noise_is_uniform_with_the_scale_of_each_document():
-    x = torch.randn(343, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    lengths = (300, 3, 40)
-    noise = add_noise(x, lengths, 5.0, seed=7) - x
-    for part, length in zip(torch.split(noise, lengths), lengths, strict=True):
-        values = (part * (length * 64) ** 0.5 / 5.0).flatten().sort().values
-        assert values[0] >= -1 - 1e-6 and values[-1] <= 1 + 1e-6
-        distances = (values - torch.linspace(-1, 1, len(values), dtype=torch.float64)).abs() / 2
-        assert float(distances.max()) < 1.63 / len(values) ** 0.5  # Kolmogorov-Smirnov at 1%
-    assert torch.equal(noise[:300], add_noise(x[:300], (300,), 5.0, seed=7) - x[:300])
-    assert abs(float(torch.corrcoef(torch.stack([noise[:150].flatten(), noise[150:300].flatten()]))[0, 1])) < 0.03
-    assert add_noise(x, lengths, 0.0, 7) is x and add_noise(x, lengths, 5.0, None) is x
 
 
 def test_an_evaluation_between_two_steps_changes_no_bit_of_the_gradients():
@@ -200,3 +189,37 @@ def test_the_reference_is_used_for_what_fused_does_not_implement():
     ):
         forward_for(prefix, "fused")
     assert forward_for(attached(new_model(hidden_act="gelu"), "lora", rank=4)).name.endswith("the activation gelu")
+
+
+@pytest.mark.parametrize("implementation", ["fused", "reference"])
+@pytest.mark.parametrize(("dropout", "noise"), [(0.3, 0.0), (0.0, 5.0)])
+def test_random_numbers_do_not_depend_on_how_a_step_is_split(implementation, dropout, noise):
+    trainable = attached(new_model(), "lora", rank=4, dropout=dropout)
+    forward = forward_for(trainable, implementation, noise=noise)
+    whole = new_batch(3, 7, 5)
+    examples = [
+        Example(ids.astype(np.int32), weights, None, source)
+        for ids, weights, source in zip(
+            np.split(whole.ids, [3, 10]), np.split(whole.weights, [3, 10]), whole.sources, strict=True
+        )
+    ]
+    loss, expected = gradients(forward, Batch.of(examples, 7))
+    parts = [Batch.of([examples[place] for place in places], 7, places) for places in ((0, 2), (1,))]
+    (first, left), (second, right) = (gradients(forward, part) for part in parts)
+    assert first + second == pytest.approx(loss, rel=1e-6)
+    assert error({name: left[name] + right[name] for name in left}, expected) < 1e-5
+    assert gradients(forward, Batch.of(examples, 8))[0] != pytest.approx(loss, rel=1e-4)  # other seeds, other numbers
+    forward.training = False
+    plain = forward_for(trainable, implementation)
+    plain.training = False
+    assert forward.losses(whole, 1.0).item() == plain.losses(whole, 1.0).item()
+
+
+def test_the_noise_of_neftune_has_the_published_range():
+    """arXiv:2310.05914, algorithm 1: uniform in (-1, 1), times alpha / sqrt(L d)."""
+    batch = new_batch(50, 200)
+    noise = with_noise(torch.zeros(250, 64), batch, 5.0)
+    for length, part in zip(batch.lengths, torch.split(noise, [50, 200]), strict=True):
+        scaled = part * math.sqrt(length * 64) / 5.0
+        assert 0.99 < scaled.abs().max() <= 1.0 and abs(scaled.mean()) < 0.05
+        assert scaled.std().item() == pytest.approx(1 / math.sqrt(3), rel=0.03)

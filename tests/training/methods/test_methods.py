@@ -82,7 +82,7 @@ def test_an_evaluation_changes_no_bit_of_the_gradients(name):
     model = golden(dtype="bfloat16").train()
     trainable = attach(model, name, **({"dropout": 0.2} if name == "lora" else {}))
     train(model, trainable, 2)
-    with trainable.dropping(7):
+    with trainable.dropping((7,)):
         before = gradients(model, trainable)
     model.eval()
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_an_evaluation_changes_no_bit_of_the_gradients(name):
     with torch.inference_mode():
         model(IDS)
     model.train()
-    with trainable.dropping(7):
+    with trainable.dropping((7,)):
         after = gradients(model, trainable)
     assert all(float(gradient.abs().max()) > 0 for gradient in before.values())
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -191,11 +191,11 @@ def test_dropout_depends_only_on_the_seed_of_the_batch_and_the_layer():
         for change in trainable.low_rank.values():
             change.b.normal_()
     plain = model(IDS).logits
-    with trainable.dropping(3):
+    with trainable.dropping((3,)):
         first, again = model(IDS).logits, model(IDS).logits
         x = torch.ones(40, 300)
         masks = [trainable.dropout_mask(index, x, 0.25) for index in (0, 1)]
-    with trainable.dropping(4):
+    with trainable.dropping((4,)):
         other = model(IDS).logits
     assert torch.equal(first, again)
     assert not torch.equal(first, plain)
@@ -210,7 +210,7 @@ def test_recomputed_activations_have_the_same_dropout():
     model = golden().train()
     trainable = attach(model, "lora", dropout=0.3)
     train(model, trainable, 2)
-    with trainable.dropping(11):
+    with trainable.dropping((11,)):
         expected = gradients(model, trainable)
         model.gradient_checkpointing_enable()
         result = gradients(model, trainable)

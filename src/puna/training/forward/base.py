@@ -16,7 +16,7 @@ class Forward(Protocol):
     """A forward pass with gradients for the trainable parameters.
 
     Documents of a batch do not see each other, and positions restart in each. Virtual tokens of a prompt or a prefix
-    are added inside, and removed from the results. Random numbers (dropout, noise) depend on `batch.seed` alone, and
+    are added inside, and removed from the results. Random numbers (dropout, noise) depend on `batch.seeds` alone, and
     only occur while `training` is True.
     """
 

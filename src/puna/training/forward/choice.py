@@ -19,7 +19,7 @@ def forward_for(
         implementation: "fused", "reference", or "auto": fused where it implements the model and the method. The
             attribute `name` of the result says which it is, and why.
         checkpointing: recompute the activations of each layer in the backward pass.
-        noise: alpha of the noise that `add_noise` adds to the embeddings of training batches.
+        noise: NEFTune's alpha; 0 for no noise.
 
     Raises:
         ConfigError: "fused" is requested, but does not implement the model or the method.

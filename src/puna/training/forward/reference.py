@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from puna.training.batch import Batch
-from puna.training.forward.rows import Supervised, add_noise, decoder_of, positions, prepend, remove
+from puna.training.forward.rows import Supervised, decoder_of, positions, prepend, remove, with_noise
 from puna.training.methods.base import Trainable
 
 CHUNK_LOGITS = 1 << 23
@@ -29,15 +29,15 @@ class ReferenceForward:
     Args:
         trainable: the model and its trainable parameters.
         checkpointing: recompute the activations of each layer in the backward pass.
-        noise: alpha of the noise that `add_noise` adds to the embeddings of training batches.
+        noise: NEFTune's alpha; 0 for no noise.
     """
 
     name = "reference"
 
     def __init__(self, trainable: Trainable, checkpointing: bool = False, noise: float = 0.0) -> None:
-        self.trainable, self.training, self._noise = trainable, True, noise
+        self.trainable, self.training = trainable, True
         self._decoder = decoder_of(trainable)
-        self._checkpointing = checkpointing
+        self._checkpointing, self._noise = checkpointing, noise
 
     def hidden(self, batch: Batch) -> Tensor:
         """Returns the hidden states after the final norm, (T, D), in the type of the model."""
@@ -68,25 +68,22 @@ class ReferenceForward:
         return total.float() * scale
 
     def _dropping(self, batch: Batch) -> AbstractContextManager[None]:
-        return self.trainable.dropping(self._seed(batch))
-
-    def _seed(self, batch: Batch) -> int | None:
-        return batch.seed if self.training else None
+        return self.trainable.dropping(batch.seeds if self.training else None, batch.lengths)
 
     def _checkpoint(self, batch: Batch) -> Callable[..., Any]:
         """Returns `checkpoint`, whose recomputation drops the same elements as the forward pass."""
         return partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), self._dropping(batch)))
 
-    def _embeddings(self, batch: Batch) -> Tensor:
-        """Returns the embeddings of all documents, (T, D), with the noise of training."""
+    def _embedded(self, batch: Batch) -> Tensor:
+        """Returns the embeddings of the tokens, (T, D)."""
         x = self._decoder.embed(torch.from_numpy(batch.ids)[None])[0]
-        return add_noise(x, batch.lengths, self._noise, self._seed(batch))
+        return with_noise(x, batch, self._noise) if self.training and self._noise else x
 
     def _packed(self, batch: Batch) -> Tensor:
         """Computes all documents as one row. The virtual tokens of a prompt precede each document."""
         prompt = self.trainable.prompt
         count = 0 if prompt is None else len(prompt)
-        x = prepend(self._embeddings(batch), batch.lengths, prompt)
+        x = prepend(self._embedded(batch), batch.lengths, prompt)
         place = positions(tuple(count + length for length in batch.lengths))
         out = self._decoder(inputs_embeds=x[None], position_ids=place[None], use_cache=False).last_hidden_state[0]
         return remove(out, batch.lengths, count)
@@ -96,7 +93,7 @@ class ReferenceForward:
 
         `prefix` is (L, 2, K, N, E); the text follows it, at positions N, N + 1, ...
         """
-        documents = torch.split(self._embeddings(batch), list(batch.lengths))
+        documents = torch.split(self._embedded(batch), list(batch.lengths))
         results: dict[int, Tensor] = {}
         for length in sorted(set(batch.lengths)):
             members = [index for index, other in enumerate(batch.lengths) if other == length]

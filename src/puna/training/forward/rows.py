@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from puna.model.llama import LlamaModel
-from puna.training.batch import Batch
+from puna.training.batch import Batch, derived_seed
 from puna.training.methods.base import Trainable
 
-_NOISE = 0x4E454654
-"""Separates the random numbers of the noise from all others of the same seed."""
+_NOISE = 1 << 32
+"""Separates the random numbers of noise from those of the dropout of layers, whose counters are small."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,18 @@ def without_last(batch: Batch) -> tuple[Batch, Supervised]:
     return short, replace(tokens, rows=tokens.rows - torch.from_numpy(earlier))
 
 
+def with_noise(x: Tensor, batch: Batch, alpha: float) -> Tensor:
+    """Returns embeddings, (T, D), with the noise of NEFTune (arXiv:2310.05914).
+
+    The noise of a document of n tokens is uniform between -alpha / sqrt(n D) and alpha / sqrt(n D).
+    """
+    noise = torch.empty(x.shape)
+    for seed, part in zip(batch.seeds, torch.split(noise, list(batch.lengths)), strict=True):
+        limit = alpha / math.sqrt(part.numel())
+        part.uniform_(-limit, limit, generator=torch.Generator().manual_seed(derived_seed(seed, _NOISE)))
+    return x + noise.to(x)
+
+
 def decoder_of(trainable: Trainable) -> LlamaModel:
     """Returns the decoder of a model: the model itself, or its part below the head."""
     decoder = trainable.model.get_decoder()
@@ -62,25 +74,6 @@ def decoder_of(trainable: Trainable) -> LlamaModel:
 def positions(lengths: tuple[int, ...], start: int = 0) -> Tensor:
     """Returns the position of each token in its document, (T,) int64; each document starts at `start`."""
     return torch.cat([torch.arange(start, start + length) for length in lengths])
-
-
-def add_noise(x: Tensor, lengths: tuple[int, ...], alpha: float, seed: int | None) -> Tensor:
-    """Returns the embeddings of a batch, (T, D), with the noise of NEFTune (arXiv:2310.05914).
-
-    The noise of a document of n tokens is uniform in [-1, 1) times alpha / sqrt(n D). It depends only on the seed and
-    the position of an element in the batch, since NumPy promises the bits of Philox in every release.
-
-    Args:
-        alpha: 0 for no noise.
-        seed: `Batch.seed`; None for no noise, as in evaluations.
-    """
-    if alpha == 0 or seed is None:
-        return x
-    key = np.array([seed, _NOISE], np.uint64)
-    bits = np.random.Philox(key=key).random_raw(-(-x.numel() // 2)).view(np.uint32)[: x.numel()]
-    uniform = (bits >> 8).astype(np.float32) * np.float32(2**-23) - 1
-    scales = np.repeat([alpha / math.sqrt(length * x.shape[1]) for length in lengths], lengths).astype(np.float32)
-    return x + torch.from_numpy(uniform.reshape(x.shape) * scales[:, None]).to(x)
 
 
 def prepend(x: Tensor, lengths: tuple[int, ...], prompt: Tensor | None) -> Tensor:

@@ -100,7 +100,7 @@ class Trainable:
         saved: names of the parameters that replace tensors of the model completely.
         virtual: computes the soft prompt (N, D), or the prefix (L, 2, K, N, E), from the parameters.
         masters: for parameters of a model that is not in float32, by name: the float32 values and the parameter.
-        seed: of the dropout in the current forward pass; None without dropout.
+        seeds, lengths: of the documents in the current forward pass, for dropout; seeds is None without dropout.
     """
 
     def __init__(self, model: LlamaPreTrainedModel, kind: Kind | None, base: str | None = None) -> None:
@@ -113,7 +113,8 @@ class Trainable:
         self.saved: list[str] = []
         self.virtual: Callable[[], Tensor] | None = None
         self.masters: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
-        self.seed: int | None = None
+        self.seeds: tuple[int, ...] | None = None
+        self.lengths: tuple[int, ...] = ()
         self._undo: list[Callable[[], None]] = []
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -148,23 +149,33 @@ class Trainable:
         return self.virtual() if self.kind == "prefix" and self.virtual is not None else None
 
     @contextmanager
-    def dropping(self, seed: int | None) -> Iterator[None]:
-        """Uses the dropout of a seed inside the block, such as `Batch.seed`; without the block, nothing is dropped.
+    def dropping(self, seeds: tuple[int, ...] | None, lengths: tuple[int, ...] = ()) -> Iterator[None]:
+        """Uses the dropout of `Batch.seeds` inside the block; without the block, nothing is dropped.
 
-        The mask of a layer depends on nothing but the seed and the layer, so that recomputed activations are equal.
+        The mask of a document in a layer depends on nothing but its seed and the layer, so that recomputed activations
+        are equal, and the other documents of the batch do not matter.
+
+        Args:
+            lengths: tokens of each document. For inputs that are not the tokens of all documents, such as those of the
+                head, the mask depends on the first seed.
         """
-        before, self.seed = self.seed, seed
+        before = self.seeds, self.lengths
+        self.seeds, self.lengths = seeds, lengths
         try:
             yield
         finally:
-            self.seed = before
+            self.seeds, self.lengths = before
 
     def dropout_mask(self, index: int, x: Tensor, probability: float) -> Tensor | None:
         """Returns the factors of the elements of x, 0 or 1 / (1 - probability), of the index-th layer."""
-        if self.seed is None or probability == 0:
+        if self.seeds is None or probability == 0:
             return None
-        generator = torch.Generator(x.device).manual_seed(derived_seed(self.seed, index))
-        kept = torch.empty(x.shape, device=x.device).bernoulli_(1 - probability, generator=generator)
+        kept = torch.empty(x.shape, device=x.device)
+        rows = kept.view(-1, x.shape[-1])
+        lengths = self.lengths if sum(self.lengths) == len(rows) else (len(rows),)
+        for seed, part in zip(self.seeds, torch.split(rows, list(lengths)), strict=False):
+            generator = torch.Generator(x.device).manual_seed(derived_seed(seed, index))
+            part.bernoulli_(1 - probability, generator=generator)
         return kept.div_(1 - probability)
 
     def after_step(self) -> None:

@@ -37,7 +37,12 @@ def _document(batch: Batch, index: int) -> Batch:
     part = slice(start, start + batch.lengths[index])
     labels = None if batch.labels is None else batch.labels[index : index + 1]
     return Batch(
-        batch.ids[part], (batch.lengths[index],), batch.weights[part], labels, (batch.sources[index],), batch.seed
+        batch.ids[part],
+        (batch.lengths[index],),
+        batch.weights[part],
+        labels,
+        (batch.sources[index],),
+        (batch.seeds[index],),
     )
 
 

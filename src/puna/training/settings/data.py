@@ -26,5 +26,5 @@ class DataSettings:
     bad_rows: Literal["error", "skip"] = option("error", "what happens to a row that cannot be used")
     prompt_loss_weight: float = option(0.0, "weight of the loss of prompts; answers have 1", at_least=0)
     neftune_alpha: float = option(
-        0.0, "noise added to the embeddings in training (NEFTune, arXiv:2310.05914), such as 5; 0: none", at_least=0
+        0.0, "noise added to embeddings (NEFTune, arXiv:2310.05914), such as 5; 0: none", at_least=0, at_most=1000
     )

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from puna.errors import ConfigError
 from puna.model import LlamaForCausalLM, LlamaPreTrainedModel
 from puna.tokenizer import PreTrainedTokenizerBase, load_tokenizer
 from puna.training.batch import Batch, Example, derived_seed, order
@@ -92,7 +93,9 @@ class Task(ABC):
         return np.sort(permutation[size:]), np.sort(permutation[:size])
 
     def load_tokenizer(self, settings: TrainingSettings) -> PreTrainedTokenizerBase:
-        """Returns the tokenizer of the model."""
+        """Returns the tokenizer of the model; raises ConfigError if there is no model."""
+        if not settings.model:
+            raise ConfigError("there is no model; set model to a local path, or to owner/name on the hub")
         return load_tokenizer(settings.tokenizer or settings.model)
 
     def encode_prompt(self, prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

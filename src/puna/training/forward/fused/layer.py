@@ -26,7 +26,8 @@ class Pass:
         attention: the attention within the documents.
         operations: the other operations.
         cos, sin: (T, E/2) float32.
-        seed: of the dropout; None without dropout.
+        seeds: of the dropout of each document; None without dropout.
+        lengths: tokens of each document.
         checkpointing: keep only the input of each layer, and compute its other activations again.
     """
 
@@ -34,7 +35,8 @@ class Pass:
     operations: Operations
     cos: Tensor
     sin: Tensor
-    seed: int | None
+    seeds: tuple[int, ...] | None
+    lengths: tuple[int, ...]
     checkpointing: bool
 
 
@@ -134,7 +136,7 @@ class _Function(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, layer: FusedLayer, current: Pass, names: tuple[str, ...], *values: Tensor
     ) -> Tensor:
-        with layer.trainable.dropping(current.seed):
+        with layer.trainable.dropping(current.seeds, current.lengths):
             out, saved, kept = layer.forward(x, current, dict(zip(names, values, strict=True)))
         ctx.layer, ctx.current, ctx.names = layer, current, names
         if current.checkpointing:
@@ -151,7 +153,7 @@ class _Function(torch.autograd.Function):
         x, *rest = ctx.saved_tensors
         values, rest = rest[: len(names)], rest[len(names) :]
         tensors = dict(zip(names, values, strict=True))
-        with torch.no_grad(), layer.trainable.dropping(current.seed):
+        with torch.no_grad(), layer.trainable.dropping(current.seeds, current.lengths):
             if current.checkpointing:
                 _, saved, kept = layer.forward(x, current, tensors)
             else:

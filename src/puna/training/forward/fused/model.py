@@ -19,7 +19,7 @@ from puna.training.forward.fused.head import cross_entropy
 from puna.training.forward.fused.layer import FusedLayer, Pass
 from puna.training.forward.fused.operations import Operations, normed_rows, operations_for
 from puna.training.forward.fused.projection import master_of
-from puna.training.forward.rows import Supervised, add_noise, decoder_of, positions, prepend, remove, without_last
+from puna.training.forward.rows import Supervised, decoder_of, positions, prepend, remove, with_noise, without_last
 from puna.training.methods.base import Trainable
 
 
@@ -29,14 +29,14 @@ class FusedForward:
     Args:
         trainable: the model and its trainable parameters.
         checkpointing: recompute the activations of each layer in the backward pass.
-        noise: alpha of the noise that `add_noise` adds to the embeddings of training batches.
+        noise: NEFTune's alpha; 0 for no noise.
     """
 
     name = "fused"
 
     def __init__(self, trainable: Trainable, checkpointing: bool = False, noise: float = 0.0) -> None:
-        self.trainable, self.training, self._noise = trainable, True, noise
-        self._checkpointing = checkpointing
+        self.trainable, self.training = trainable, True
+        self._checkpointing, self._noise = checkpointing, noise
         model = trainable.model
         self._decoder = decoder_of(trainable)
         self._dtype = model.dtype
@@ -51,8 +51,9 @@ class FusedForward:
     def hidden(self, batch: Batch) -> Tensor:
         """Returns the hidden states after the final norm, (T, D), in the type of the model."""
         prompt = self.trainable.prompt
-        seed = batch.seed if self.training else None
-        x = prepend(add_noise(self._embeddings(batch), batch.lengths, self._noise, seed), batch.lengths, prompt)
+        x = self._embeddings(batch)
+        x = with_noise(x, batch, self._noise) if self.training and self._noise else x
+        x = prepend(x, batch.lengths, prompt)
         count = 0 if prompt is None else len(prompt)
         lengths = tuple(count + length for length in batch.lengths)
         rotary = self._decoder.rotary_emb
@@ -62,7 +63,8 @@ class FusedForward:
             self._operations,
             cos,
             sin,
-            seed,
+            batch.seeds if self.training else None,
+            batch.lengths,
             self._checkpointing,
         )
         for layer in self._layers:
@@ -78,8 +80,8 @@ class FusedForward:
         else:
             weight, value = self._master(head.weight), head.weight.detach().to(self._dtype)
         tokens = Supervised.of(batch)
-        is_random = self.trainable.low_rank or self._noise  # dropout and noise depend on the number of tokens
-        if not is_random and min(batch.lengths) > 1:
+        random = self.trainable.low_rank or self._noise  # dropout and noise depend on the number of tokens
+        if not random and min(batch.lengths) > 1:
             batch, tokens = without_last(batch)
         return cross_entropy(self.hidden(batch), weight, tokens, scale, value, self._operations)
 
