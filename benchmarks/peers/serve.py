@@ -39,28 +39,36 @@ class Engine(Protocol):
         ...
 
 
-def serve(open_engine: Callable[[dict[str, Any]], Engine]) -> None:
-    """Answers requests until "quit" or the end of input. The first request must be "load"."""
+def answer(handle: Callable[[dict[str, Any]], Any]) -> None:
+    """Replies to each request with the result of `handle`, until "quit" or the end of input."""
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # redirect output of the engine to standard error
-    timer: _Timer | None = None
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "quit":
             return
+        replies.write(json.dumps(handle(request)) + "\n")
+        replies.flush()
+
+
+def serve(open_engine: Callable[[dict[str, Any]], Engine]) -> None:
+    """Answers requests for an engine. The first request must be "load"."""
+    timer: _Timer | None = None
+
+    def handle(request: dict[str, Any]) -> Any:
+        nonlocal timer
         if request["do"] == "load":
             started = time.perf_counter()
             engine = open_engine(request)
             timer = _Timer(engine)
-            reply: Any = {"settings": engine.settings, "load_seconds": time.perf_counter() - started}
-        elif request["do"] == "memory":
-            reply = peak_memory()
-        else:
-            assert timer is not None, "the first request must be load"
-            reply = timer.run(request["do"], request["tokens"], request["context"], request["sequences"])
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
+            return {"settings": engine.settings, "load_seconds": time.perf_counter() - started}
+        if request["do"] == "memory":
+            return peak_memory()
+        assert timer is not None, "the first request must be load"
+        return timer.run(request["do"], request["tokens"], request["context"], request["sequences"])
+
+    answer(handle)
 
 
 def peak_memory() -> int:
