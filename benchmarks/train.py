@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,6 @@ WORKS = {
         "puna": _engine("puna", "full"),
         "transformers, bfloat16 autocast": _engine("transformers", "full", "float32", autocast=True),
         "transformers, bfloat16": _engine("transformers", "full"),
-        "transformers, float32": _engine("transformers", "full", "float32"),
     },
 }
 
@@ -65,6 +65,8 @@ def run_work(engines: dict[str, dict[str, Any]], files: tuple[Path, Path], optio
     logs = {name: folder.parent / f"{number}.log" for number, name in enumerate(engines)}
     workers = {name: Worker(Path(sys.executable), "peers.train_steps", path, log) for name, log in logs.items()}
 
+    started = time.perf_counter()
+
     def load(name: str) -> None:
         model = packed if engines[name]["method"] == "qlora" else folder
         sizes = {"documents": DOCUMENTS, "length": LENGTH, "vocabulary": VOCABULARY}
@@ -75,10 +77,12 @@ def run_work(engines: dict[str, dict[str, Any]], files: tuple[Path, Path], optio
             list(pool.map(load, workers))
         samples: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
         peaks = []
+        print(f"  loaded after {time.perf_counter() - started:.0f} s", file=sys.stderr)
         for turn in range(-1, options.repeat):  # turn -1: the first step alone on the processor
             peaks.append(measure_machine(options.threads).bf16_gflops)
             for name in list(workers)[:: 1 if turn % 2 else -1]:
                 sample = workers[name].sample("step", DOCUMENTS * LENGTH, 0, 1)
+                print(f"  {turn} {name}: {sample['tokens_per_second']:.0f}", file=sys.stderr)
                 if turn >= 0:
                     samples[name].append(sample)
         peak = statistics.median(peaks)
@@ -106,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("works", nargs="*", help=f"of {', '.join(WORKS)}; all by default")
     parser.add_argument("--repeat", type=int, default=3, help="steps of each engine")
+    parser.add_argument("--without", nargs="*", default=[], help="engines to leave out, such as trl or peft")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path.home() / ".cache/puna/benchmarks/train")
     options = parser.parse_args()
@@ -119,7 +124,8 @@ def main() -> None:
         convert(packed, folder, to="hf", dtype="bfloat16")
     for name in options.works or WORKS:
         print(name)
-        run_work(WORKS[name], (Path(packed), folder), options)
+        engines = {key: value for key, value in WORKS[name].items() if key.split(maxsplit=1)[0] not in options.without}
+        run_work(engines, (Path(packed), folder), options)
 
 
 if __name__ == "__main__":
