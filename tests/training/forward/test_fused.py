@@ -143,7 +143,7 @@ def test_noise_is_that_of_neftune_in_training_and_absent_in_evaluation(name):
     loss, values = gradients(forward, batch)
     assert loss == pytest.approx(exact_loss, rel=1e-5) and error(values, exact) < 1e-5
     assert forward.losses(batch, 1.0).item() == loss
-    assert forward.losses(dataclasses.replace(batch, seed=1), 1.0).item() != loss
+    assert forward.losses(dataclasses.replace(batch, seeds=tuple(range(1, 1 + len(batch.lengths)))), 1.0).item() != loss
     plain = forward_for(attached(new_model(), method, **settings))
     forward.training = plain.training = False
     assert forward.losses(batch, 1.0).item() == plain.losses(batch, 1.0).item() != loss
