@@ -70,6 +70,12 @@ def test_every_setting_is_an_option_of_a_task(task):
             assert own[item.name].default in (None, [])
 
 
+@pytest.mark.parametrize(("task", "size"), [("sft", 8), ("classify", 16), ("pretrain", 12)])
+def test_the_help_has_the_defaults_of_the_task(task, size):
+    page = " ".join(run("train", task, "--help").output.split())
+    assert f"Documents of one optimizer step. [at least 1; default: {size}]" in page
+
+
 def test_the_help_has_a_section_for_each_group():
     page = run("train", "sft", "--help").stdout
     sections = re.findall(r"^(\w.*):$", page, re.M)

@@ -11,6 +11,7 @@ import torch
 import puna
 from puna.errors import ArgumentError, ConfigError, DataError
 from puna.training.events import Observer
+from puna.training.settings import task_defaults
 from tests.golden.files import LAYOUTS
 
 MODEL = LAYOUTS["hf"]
@@ -140,3 +141,28 @@ def test_smollm2_learns_an_answer_from_its_gguf_file(smollm2, tmp_path):
     llm = puna.LLM(smollm2, adapters={"code": result.path})
     assert "417" in llm.chat(messages[:1], adapter="code", temperature=0, max_tokens=12).text
     assert Path(result.path / "training.toml").exists()
+
+
+def test_a_classifier_holds_out_a_tenth_unless_held_out_data_are_given(tmp_path):
+    rows = [{"text": f"the cat {i}", "label": "cat"} for i in range(10)] + [
+        {"text": f"a dog {i}", "label": "dog"} for i in range(10)
+    ]
+    options = {name: value for name, value in FAST.items() if name not in ("steps", "learning_rate", "batch_size")}
+    result = puna.train(MODEL, rows, "classify", output=tmp_path / "share", steps=1, **options)
+    record = json.loads((result.path / "run.json").read_text())
+    assert (record["data"]["examples"], record["data"]["held_out"]) == (18, 2)
+    assert (result.settings.batch_size, result.settings.learning_rate) == (16, 5e-4)
+    result = puna.train(MODEL, rows, "classify", output=tmp_path / "data", steps=1, eval_data=rows[8:12], **options)
+    record = json.loads((result.path / "run.json").read_text())
+    assert (record["data"]["examples"], record["data"]["held_out"]) == (20, 4)
+
+
+@pytest.mark.parametrize(("method", "rate"), [("lora", 5e-4), ("qlora", 5e-4), ("full", None), ("ia3", None)])
+def test_the_default_rate_of_classifiers_is_for_lora(method, rate):
+    assert task_defaults("classify", {"method": method}).get("learning_rate") == rate
+
+
+def test_no_model_is_the_default_model(tmp_path, monkeypatch):
+    monkeypatch.setattr("puna.training.api.locate_model", lambda path: {None: MODEL}[path])
+    result = puna.train(None, ROWS, output=tmp_path / "out", **{**FAST, "steps": 1})
+    assert result.settings.model == str(MODEL)

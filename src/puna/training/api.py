@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from puna.adapters import save_adapter
+from puna.checkpoint import locate_model
 from puna.errors import ArgumentError, ConfigError, show, suggestion
 from puna.files import atomic_write
 from puna.training.checkpoints import CheckpointStore, check_same_run
@@ -30,7 +31,7 @@ from puna.training.plan import evaluation_batches, plan_run
 from puna.training.report import report_observers
 from puna.training.report.equivalent import command_line
 from puna.training.safety import TrainingInterrupted
-from puna.training.settings import TrainingSettings, settings_text
+from puna.training.settings import TrainingSettings, settings_text, task_defaults
 from puna.training.settings.signature import shows_settings
 from puna.training.tasks.base import Examples, Task
 from puna.training.tasks.table import TASKS
@@ -76,7 +77,7 @@ def train(
     """Trains a model, or a small adapter for it, on a CPU.
 
     Args:
-        model: a local path, or owner/name on the hub; None for a new model (pretrain).
+        model: a local path, or owner/name on the hub; None for the default model, or for a new model (pretrain).
         data: paths of files or folders, names of hub data sets, or rows in memory: a list of dictionaries, or an object
             of the library datasets.
         task: sft (answers of chats, prompts or plain text), classify, or pretrain.
@@ -100,14 +101,11 @@ def train(
     names = {"data": _names(data), "eval_data": _names(held_out)}
     values = {"model": model or "", "task": task, "output": output, **names, **options}
     values |= {"method": method} if method is not None else {}
-    settings = TrainingSettings.of({**task_defaults(task), **values})
+    if model is None and task != "pretrain":
+        values["model"] = str(locate_model(None))
+    in_memory = {} if held_out is None else {"eval_data": held_out}
+    settings = TrainingSettings.of({**task_defaults(task, {**values, **in_memory}), **values})
     return run_training(settings, data, held_out, [_observer(item) for item in callbacks])
-
-
-def task_defaults(task: str) -> dict[str, Any]:
-    """Returns the options whose defaults differ for a task; raises ConfigError if there is no such task."""
-    _check_row("task", task, TASKS)
-    return dict(TASKS[task].defaults)
 
 
 def run_training(
@@ -127,7 +125,7 @@ def run_training(
     output = choose_output(settings)
     settings = settings.changed(output=str(output))
     with locked(output), _threads(settings.threads):
-        command = command_line(settings, task_defaults(settings.task))
+        command = command_line(settings, task_defaults(settings.task, settings.values()))
         return _Run(settings, output, data, held_out, report_observers(output, observers, command)).run()
 
 

@@ -1,6 +1,7 @@
 """Time and memory of a run before its start, and settings that respect limits of both.
 
-Time is the number of operations divided by the speed of a matrix product on this machine, times a measured factor.
+Time is the number of operations divided by the speed of a large matrix product on this machine: a lower bound, which
+short documents, small models and other programs exceed several times.
 Memory is that of the process with the loaded model, plus gradients and moments, plus the activations of the largest
 forward pass. The operations are those of PyTorch's `FlopCounterMode` (tests compare them).
 
@@ -230,7 +231,7 @@ class Estimate:
     """The time and memory of a run.
 
     Attributes:
-        seconds: of all steps and evaluations.
+        seconds: of all steps and evaluations; a lower bound.
         memory: maximum bytes of the process.
         tokens_per_second: of the steps.
     """
@@ -241,8 +242,8 @@ class Estimate:
 
     def __str__(self) -> str:
         return (
-            f"estimate: {show_seconds(self.seconds)} ({self.tokens_per_second:,.0f} tokens/s) and "
-            f"{show_bytes(self.memory)} of memory"
+            f"estimate: at least {show_seconds(self.seconds)} (at most {self.tokens_per_second:,.0f} tokens/s) "
+            f"and about {show_bytes(self.memory)} of memory"
         )
 
 
@@ -330,6 +331,6 @@ def _fit_time(work: Work, settings: TrainingSettings, speed: float, seconds: flo
     total = work.operations(settings.gradient_checkpointing) / speed
     limit = f"max_time {show_seconds(seconds)}"
     if total <= seconds:
-        return settings, f"{limit}: {show_seconds(total)} are enough for all {work.steps:,} steps; nothing was changed"
+        return settings, f"{limit}: all {work.steps:,} steps need at least {show_seconds(total)}; nothing was changed"
     steps = max(1, int(work.steps * seconds / total))
     return settings.changed(steps=steps), f"{limit} chose steps = {steps:,} of {work.steps:,}"

@@ -17,7 +17,7 @@ from puna.cli.train.options import read_flags, without_environment
 from puna.errors import ConfigError, MissingExtraError, printable, show_bytes
 from puna.training.report.durations import show_seconds
 from puna.training.report.snapshot import Snapshot
-from puna.training.settings import TrainingSettings, read_settings, settings_text
+from puna.training.settings import TrainingSettings, read_settings, settings_text, task_defaults
 
 if TYPE_CHECKING:
     from puna.training.api import TrainingResult
@@ -63,16 +63,10 @@ def _settings(task: str, config: Path | None, values: Mapping[str, Any]) -> Trai
     other = file.get("task", task)
     if other != task:
         raise typer.BadParameter(f"{config} is for the task {other}; run: puna train {other} {config}")
-    with usage_errors():
-        return TrainingSettings.of({**_defaults(task), **file, **without_environment(flags, file), "task": task})
-
-
-def _defaults(task: str) -> dict[str, Any]:
-    """Returns the options whose defaults differ for a task."""
     _require_torch()
-    from puna.training.api import task_defaults
-
-    return task_defaults(task)
+    values = {**file, **without_environment(flags, file), "task": task}
+    with usage_errors():
+        return TrainingSettings.of({**task_defaults(task, values), **values})
 
 
 def _require_torch() -> None:

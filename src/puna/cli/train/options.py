@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from copy import copy
 from dataclasses import Field, fields
 from functools import partial
 from types import NoneType, UnionType
@@ -18,7 +19,7 @@ from puna.cli.parameters import with_parameters
 from puna.cli.terminal import from_environment, usage_errors
 from puna.errors import ConfigError
 from puna.training.report.equivalent import ALIASES, flag
-from puna.training.settings import GROUPS, TrainingSettings
+from puna.training.settings import GROUPS, TASK_DEFAULTS, TrainingSettings
 from puna.training.settings.option import checked, option_types
 
 _PANELS = {
@@ -51,13 +52,22 @@ def with_settings(task: str) -> Callable[[Callable[..., None]], Callable[..., No
     """Decorates a command: adds an option for each setting that the task uses; the values arrive as `**values`."""
     kinds = option_types(TrainingSettings)
     options = {
-        item.name: (_annotation(item, kinds[item.name], panel), None)
+        item.name: (_annotation(_with_default(item, task), kinds[item.name], panel), None)
         for group, panel in _PANELS.items()
         if task in _ONLY.get(group, (task,))
         for item in fields(GROUPS[group])
         if item.name not in _NOT_FLAGS
     }
     return partial(with_parameters, options=options)
+
+
+def _with_default(item: Field[Any], task: str) -> Field[Any]:
+    """Returns the setting with the default that it has for a task."""
+    if item.name not in TASK_DEFAULTS.get(task, {}):
+        return item
+    changed = copy(item)
+    changed.default = TASK_DEFAULTS[task][item.name]
+    return changed
 
 
 def _annotation(item: Field[Any], kind: Any, panel: str) -> Any:

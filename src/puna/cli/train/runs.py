@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,9 @@ from puna.training.report.snapshot import Run, Snapshot, find_runs
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_WIDTH = 200
+"""Columns of the table if standard output is not a terminal; a narrower table ends long texts with an ellipsis."""
 
 _SHOWN_ELSEWHERE = ("model", "data", "task", "method", "output")
 """Settings that are not in the column of changed settings."""
@@ -49,7 +53,8 @@ def runs(
         return
     from rich.console import Console
 
-    Console(highlight=False).print(_table(found, folder))
+    width = None if sys.stdout.isatty() else _WIDTH
+    Console(highlight=False, width=width).print(_table(found, folder))
 
 
 def _fields(run: Run) -> dict[str, Any]:
@@ -77,7 +82,8 @@ def _table(found: list[Run], folder: Path) -> Table:
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("run", "status", "what", "steps", "loss", "", "held-out", "settings", "time"):
-        table.add_column(name, overflow="fold")
+        is_long = name in ("what", "held-out", "settings")
+        table.add_column(name, overflow="ellipsis" if is_long else "fold", no_wrap=is_long or name != "run")
     for run in found:
         fields = _fields(run)
         changed = " ".join(f"{key}={value}" for key, value in run.settings.items() if key not in _SHOWN_ELSEWHERE)
@@ -87,7 +93,7 @@ def _table(found: list[Run], folder: Path) -> Table:
             f"{fields['task']} {fields['method']} {Path(str(fields['model'])).name}",
             f"{fields['step']:,}/{fields['steps']:,}",
             "" if fields["loss"] is None else f"{fields['loss']:.4f}",
-            sparkline(run.metrics.losses, 12),
+            sparkline(run.metrics.losses, 8),
             metrics_text({name: fields["metrics"][name] for name in list(fields["metrics"])[:2]}),
             changed,
             show_seconds(fields["seconds"]),

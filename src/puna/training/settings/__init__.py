@@ -5,6 +5,7 @@ One file per group of options. A new option is one line in the class of its grou
 """
 
 from puna.training.settings.all import GROUPS, TrainingSettings
+from puna.training.settings.tasks import TASK_DEFAULTS, task_defaults
 from puna.training.settings.toml import read_settings, settings_text
 
-__all__ = ["GROUPS", "TrainingSettings", "read_settings", "settings_text"]
+__all__ = ["GROUPS", "TASK_DEFAULTS", "TrainingSettings", "read_settings", "settings_text", "task_defaults"]

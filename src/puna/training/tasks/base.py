@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -38,13 +38,11 @@ class Task(ABC):
     """A kind of data and its loss. A new task is a file with a subclass, and a row in the table `TASKS`.
 
     Attributes:
-        defaults: options whose defaults differ from those of the settings.
         notes: facts about the data for the user, such as the number of truncated rows.
         unit: the unit of the numbers that `progress` receives: "rows" or "bytes".
         progress: called while data are tokenised with the numbers of those that are done, and of all.
     """
 
-    defaults: ClassVar[Mapping[str, Any]] = {}
     notes: Sequence[str] = ()
     unit: ClassVar[str] = "rows"
     progress: Callable[[int, int], None] | None = None

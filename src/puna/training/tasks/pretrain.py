@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,20 +27,6 @@ class Pretraining(Task):
     """Language modelling of complete texts. Without a model, the run starts from random weights."""
 
     unit: ClassVar[str] = "bytes"
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "method": "full",
-        "dtype": "float32",
-        "learning_rate": 1e-3,
-        "schedule": "cosine",
-        "warmup": 0.05,
-        "final_rate": 0.1,
-        "weight_decay": 0.1,
-        "beta2": 0.99,
-        "spike_threshold": 0.0,  # norms of gradients vary by more in the first steps of new models
-        "batch_size": 12,
-        "max_length": 256,
-    }
-    """Values of settings that suit small models; those that the user sets override them."""
 
     def read(self, data: Any, settings: TrainingSettings, tokenizer: PreTrainedTokenizerBase) -> Examples:
         """Returns the windows of the text files at the paths `data`."""
