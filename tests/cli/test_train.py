@@ -73,7 +73,7 @@ def test_every_setting_is_an_option_of_a_task(task):
 @pytest.mark.parametrize(("task", "size"), [("sft", 8), ("classify", 16), ("pretrain", 12)])
 def test_the_help_has_the_defaults_of_the_task(task, size):
     page = " ".join(run("train", task, "--help").output.split())
-    assert f"Documents of one optimizer step. [at least 1; default: {size}]" in page
+    assert f"Documents of one optimizer step. [from 1 to 1,000,000; default: {size}]" in page
 
 
 def test_the_help_has_a_section_for_each_group():
@@ -82,7 +82,7 @@ def test_the_help_has_a_section_for_each_group():
     expected = ["Run", "Documents", "Optimizer", "Adapter", "Evaluation, samples and states", "Options"]
     assert [name for name in sections if name in expected] == expected
     assert "Classification:" not in page
-    assert "[at least 1; default: 16]" in " ".join(page.split())
+    assert "[from 1 to 65,536; default: 16]" in " ".join(page.split())
 
 
 @needs_torch

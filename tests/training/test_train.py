@@ -127,11 +127,6 @@ def test_errors_name_the_remedy(tmp_path, data, options, error, message):
         puna.train(MODEL, data, output=tmp_path / "out", **options)
 
 
-def test_a_run_without_a_model_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="there is no model; set model"):
-        puna.train(None, ROWS, output=tmp_path / "out")
-
-
 @pytest.mark.soak
 def test_smollm2_learns_an_answer_from_its_gguf_file(smollm2, tmp_path):
     """LoRA with every default over the Q4_1 file of the default model, in its chat format."""

@@ -133,9 +133,13 @@ def _help(item: Field[Any], is_repeatable: bool) -> str:
 def _limits(limits: Mapping[str, float]) -> Iterator[str]:
     """Yields the limits in words, except those that nobody reaches."""
     if "at least" in limits and "at most" in limits:
-        yield f"from {limits['at least']:g} to {limits['at most']:g}"
+        yield f"from {_bound(limits['at least'])} to {_bound(limits['at most'])}"
     else:
-        yield from (f"{name} {limit:g}" for name, limit in limits.items() if limit < 1e9)
+        yield from (f"{name} {_bound(limit)}" for name, limit in limits.items() if limit < 1e9)
+
+
+def _bound(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _default(value: Any) -> str:

@@ -92,7 +92,7 @@ class Task(ABC):
 
     def load_tokenizer(self, settings: TrainingSettings) -> PreTrainedTokenizerBase:
         """Returns the tokenizer of the model; raises ConfigError if there is no model."""
-        if not settings.model:
+        if not (settings.tokenizer or settings.model):
             raise ConfigError("there is no model; set model to a local path, or to owner/name on the hub")
         return load_tokenizer(settings.tokenizer or settings.model)
 
