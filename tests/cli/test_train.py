@@ -188,6 +188,21 @@ CLASSIFY = ("train", "classify", "-m", MODEL, "--data", "spam.csv", "--threads",
 
 
 @needs_torch
+def test_a_small_model_is_trained_from_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PUNA_MODEL", MODEL)  # the default model of the other commands
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 40)
+    assert run("tokenizer", "train", "text.txt", "--kind", "char", "-o", "tok").exit_code == 0
+    arguments = ("--tokenizer", "tok", "--data", "text.txt", "--max-length", "16", "--steps", "2", "--threads", "1")
+    small = ("--depth", "1", "--width", "16", "--heads", "2")
+    result = run("train", "pretrain", *arguments, *small, "-o", "new")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["hidden_size"] == 16
+    assert not read_settings(tmp_path / "new" / "training.toml").get("model")
+    assert run("generate", "the", "-m", "new", "--max-tokens", "3").exit_code == 0
+
+
+@needs_torch
 def test_a_classifier_is_trained_and_used_from_the_command_line(spam):
     result = run(*CLASSIFY, "--steps", "6", "--eval-share", "0.25", "--eval-steps", "3", "-o", "out", "--json")
     assert result.exit_code == 0, result.output

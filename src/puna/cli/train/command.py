@@ -79,8 +79,8 @@ def _located(settings: TrainingSettings) -> TrainingSettings:
     """Returns the settings with the path of the model if they have a part of its name, or none."""
     if settings.from_config is not None:
         return settings
-    if not settings.model:
-        return settings.changed(model=str(locate(None)))
+    if not settings.model:  # pretraining then starts from random weights
+        return settings if settings.task == "pretrain" else settings.changed(model=str(locate(None)))
     with similar_models(settings.model):
         return settings.changed(model=str(expand(settings.model)))
 

@@ -52,7 +52,7 @@ def with_settings(task: str) -> Callable[[Callable[..., None]], Callable[..., No
     """Decorates a command: adds an option for each setting that the task uses; the values arrive as `**values`."""
     kinds = option_types(TrainingSettings)
     options = {
-        item.name: (_annotation(_with_default(item, task), kinds[item.name], panel), None)
+        item.name: (_annotation(_with_default(item, task), kinds[item.name], panel, task), None)
         for group, panel in _PANELS.items()
         if task in _ONLY.get(group, (task,))
         for item in fields(GROUPS[group])
@@ -70,14 +70,15 @@ def _with_default(item: Field[Any], task: str) -> Field[Any]:
     return changed
 
 
-def _annotation(item: Field[Any], kind: Any, panel: str) -> Any:
+def _annotation(item: Field[Any], kind: Any, panel: str, task: str) -> Any:
     """Returns the type and description of an option; None means that the command line does not set it."""
     kinds = _alternatives(kind)
     names = [flag(item.name), *([ALIASES[item.name]] if item.name in ALIASES else [])]
     common: dict[str, Any] = {"help": _help(item, _is_list(kinds)), "show_default": False, "rich_help_panel": panel}
     if item.name == "model":
-        common |= {"help": f"{MODEL_HELP} [default: SmolLM2-135M-Instruct]", "autocompletion": complete_model}
-    if item.name in _VARIABLES:
+        default = "a new model" if task == "pretrain" else "SmolLM2-135M-Instruct"
+        common |= {"help": f"{MODEL_HELP} [default: {default}]", "autocompletion": complete_model}
+    if item.name in _VARIABLES and not (item.name == "model" and task == "pretrain"):
         common["envvar"] = _VARIABLES[item.name]
     if kinds == [bool]:
         return Annotated[bool | None, typer.Option(f"{names[0]}/--no-{names[0][2:]}", **common)]
