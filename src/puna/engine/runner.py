@@ -34,8 +34,8 @@ _CLOSE_SECONDS = 0.001
 STREAMS_AT_ONCE = 16
 """Number of asyncio streams up to which each one is notified of each token.
 
-With more streams, each is notified of several tokens at once: of four with 64 streams. On two cores, the event loop
-would otherwise use a quarter of the time of the model (benchmarks/NOTES.md).
+With more streams, each is notified of several tokens at once: of four with 64 streams. Otherwise the event loop used
+70 % of one of two cores (benchmarks/NOTES.md).
 """
 
 _EXIT_SECONDS = 1.0
@@ -308,7 +308,7 @@ class _Stepper:
             group.outbox.put(news)
             has_ended = touched[id(group)][1] if id(group) in touched else False
             touched[id(group)] = group, has_ended or news.ended > 0
-        steps = 1 + len(self._jobs) // STREAMS_AT_ONCE
+        steps = 1 + max(0, len(self._jobs) - 1) // STREAMS_AT_ONCE
         due, silent = [], self._silent
         self._silent = {}
         for key, (group, has_ended) in touched.items():

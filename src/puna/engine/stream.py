@@ -73,7 +73,7 @@ class Group(weakref.ref["Stream[Any]"]):
         outbox: messages to the stream.
         listener: what to notify after a message, if asyncio waits for it.
         closed: whether the stream was closed; requests that are not submitted yet then never are.
-        has_begun: whether a message has been sent; used by the stepping thread only, as are `ids`.
+        has_begun: whether a message has been sent; used by the stepping thread only.
         ids: the engine's ids of the unfinished requests; used by the stepping thread only.
     """
 
