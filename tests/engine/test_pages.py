@@ -127,11 +127,11 @@ def test_equal_prompts_that_arrive_together_are_read_once():
 def test_prompts_that_differ_after_a_common_page_wait_only_for_that_page():
     engine = new_engine(slots=2, chunk=512)
     common = prompt_of(64)
-    first, second = (*common, *prompt_of(200, 1)), (*common, *prompt_of(200, 2))
+    first, second = (*common, *prompt_of(60, 1)), (*common, *prompt_of(60, 2))
     engine.submit(Request(first, 1))
     engine.submit(Request(second, 2))
     events = drain(engine)
-    assert engine.backend.batches[:2] == [[264], [200]]
+    assert engine.backend.batches[:2] == [[124], [60]]
     assert [tokens_of(events, n) for n in (1, 2)] == [expected_answer(first, 1), expected_answer(second, 2)]
 
 

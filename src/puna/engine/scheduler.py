@@ -204,7 +204,7 @@ class Scheduler:
         steps = []
         decoding = [active for active in self.running.values() if not active.reading]
         reading = len(self.running) - len(decoding)
-        budget = self.times.budget(len(decoding), reading, self.chunk) if decoding and reading else self.chunk
+        budget = self.times.budget(len(decoding), reading, self.chunk) if reading else self.chunk
         guesses = {} if reading else self._guesses(decoding)
         in_progress: dict[Identity, list[tuple[int, ...]]] = {}  # tokens of pages that this step computes
         for active in self._ordered():

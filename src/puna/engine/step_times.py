@@ -24,6 +24,12 @@ _SMALL_READ, _FIXED_COST = 64, 4.0
 """If a token costs this many times more in reads of fewer tokens than in larger ones, the time of a step hardly depends
 on the number of tokens. On a GPU, a step that only decodes is one CUDA graph; others are launched by kernel."""
 
+_SHARED_READ = 128
+"""Maximum number of prompt tokens of a step in which several requests read and none decodes.
+
+The first of them then begins its answer early, instead of all of them late (benchmarks/NOTES.md).
+"""
+
 _WEIGHT = 0.3
 """Weight of the latest step in an average."""
 
@@ -77,6 +83,8 @@ class StepTimes:
         Args:
             reading: number of requests that are reading.
         """
+        if not decoded:
+            return limit if reading < 2 or self._has_fixed_cost() else min(limit, _SHARED_READ)
         without = self._nearest(decoded)
         if without is None:
             return 0

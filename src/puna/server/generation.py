@@ -218,6 +218,10 @@ class Running:
         self._stream.close()
 
 
+_READERS = ThreadPoolExecutor(2, "puna-prompt")
+"""Renders and encodes prompts. With more threads, requests that arrive together compete for Python's lock, and start
+more processes for templates; the step of the engine that reads the first prompt then begins late."""
+
 _COMPILERS = ThreadPoolExecutor(2, "puna-compile")
 """Compiles schemas and grammars. Compilation may take seconds, and must not delay other requests."""
 
@@ -229,10 +233,10 @@ async def start(llm: AsyncLLM, generation: Generation) -> Running:
         ApiError: the prompt exceeds the context.
         PunaError: an option is invalid, or the chat template refuses the conversation.
     """
-    plan = None
+    plan, loop = None, asyncio.get_running_loop()
     if _has_rules(generation):
-        plan = await asyncio.get_running_loop().run_in_executor(_COMPILERS, _plan, llm, generation, llm._rule)
-    candidates = await asyncio.to_thread(_candidates, llm, generation, plan)
+        plan = await loop.run_in_executor(_COMPILERS, _plan, llm, generation, llm._rule)
+    candidates = await loop.run_in_executor(_READERS, _candidates, llm, generation, plan)
     answers = [answer for item in candidates for answer in item.required]
     return Running(candidates, llm._runner.stream_batch(answers), plan)
 
