@@ -268,6 +268,7 @@ int32_t puna_measure(const char* kernels, int32_t threads, puna_machine* machine
 }
 
 void puna_model_observe(puna_model* model, double* squares) { model->model.observe_into(squares); }
+void puna_model_record(puna_model* model, float* states) { model->model.record_into(states); }
 
 int32_t puna_quantize(const char* kernels, int32_t threads, const uint8_t* data, int32_t format, int64_t rows,
                       int64_t cols, int32_t to, const float* importance, uint8_t* out) {

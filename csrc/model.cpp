@@ -725,6 +725,15 @@ void Model::observe(const float* x, int64_t cols, int64_t offset) {
     });
 }
 
+// Copies x_, the input of a layer or the output of the last one, to states_.
+void Model::record(int32_t layer) {
+    if (!states_) return;
+    const int64_t n = static_cast<int64_t>(tokens_.size()), hidden = shape_.hidden_size;
+    pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end, int) noexcept {
+        std::copy_n(x_.data() + begin * hidden, (end - begin) * hidden, states_ + (layer * n + begin) * hidden);
+    });
+}
+
 // Prefetches the cache lines that store_key will write.
 void Model::prefetch_keys(int32_t layer) const {
     const int64_t key_bytes = key_page_bytes(cache_type_, shape_.head_dim);
@@ -801,8 +810,10 @@ void Model::forward(const puna_chunk* chunks, int32_t count, float* logits, floa
     add_time(PUNA_PHASE_ROPE);
     for (int32_t layer = 0; layer < shape_.layers; ++layer) {
         if (interrupts.any()) throw Stopped();
+        record(layer);
         run_layer(layers_[static_cast<size_t>(layer)], layer);
     }
+    record(shape_.layers);
     if (interrupts.any()) throw Stopped();
     run_head(chunks, count, logits, hidden);
 }

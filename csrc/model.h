@@ -80,6 +80,8 @@ class Model {
     bool integer_weights() const;
     // See puna_model_observe.
     void observe_into(double* squares) { squares_ = squares; }
+    // See puna_model_record.
+    void record_into(float* states) { states_ = states; }
     // Writes the seconds spent in each PUNA_PHASE since the previous call.
     void take_profile(double* seconds);
 
@@ -169,6 +171,7 @@ class Model {
     const FormatTraits& format_of_a(const Panels& w) const;
     const FormatTraits& format_of_b(const Panels& w) const;
     void observe(const float* x, int64_t cols, int64_t offset);
+    void record(int32_t layer);
     void prefetch_keys(int32_t layer) const;
     void store_keys_values(int32_t layer);
     void attend(int32_t layer);
@@ -217,6 +220,7 @@ class Model {
     alignas(64) std::atomic<int64_t> items_done_{0};
 
     alignas(64) double* squares_ = nullptr;  // see puna_model_observe
+    float* states_ = nullptr;                // see puna_model_record
     std::array<double, PUNA_PHASES> seconds_{};
     double mark_ = 0.0;
 };

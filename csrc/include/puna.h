@@ -1,8 +1,8 @@
 /* The C ABI of puna's native library: its only interface to Python (`puna.native`).
  *
  * Rules: types are plain C; no function throws; no function keeps a caller's pointer after it returns, except
- * puna_model_observe. A change that breaks callers increases PUNA_ABI_VERSION, which `puna.native` checks when it loads
- * the library.
+ * puna_model_observe and puna_model_record. A change that breaks callers increases PUNA_ABI_VERSION, which
+ * `puna.native` checks when it loads the library.
  */
 #ifndef PUNA_H
 #define PUNA_H
@@ -216,6 +216,11 @@ PUNA_API int32_t puna_pages_fill(puna_model* model, const int32_t* pages, int32_
  * after the layers, for the input of the head [hidden_size] (only tokens whose logits are returned). The library keeps
  * the pointer until the next call of this function; NULL ends the observation. */
 PUNA_API void puna_model_observe(puna_model* model, double* squares);
+
+/* Starts a recording: each later forward pass writes the residual stream of all its tokens before each layer and after
+ * the last one to `states`, [layers + 1][tokens][hidden_size]. The library keeps the pointer until the next call of
+ * this function; NULL ends the recording. */
+PUNA_API void puna_model_record(puna_model* model, float* states);
 
 /* Writes the seconds spent in each phase since the previous call of this function: PUNA_PHASES numbers. */
 PUNA_API void puna_model_profile(puna_model* model, double* seconds);

@@ -21,6 +21,9 @@ from puna.errors import RequestError
 PAGE = 64
 """Number of tokens in a page of the cache."""
 
+_LOSS_ROWS = 16
+"""Number of logit rows converted to float64 at a time. It limits memory, since a row is as long as the vocabulary."""
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -225,3 +228,15 @@ def split_outputs(batch: Batch, rows: Sequence[NDArray[np.float32]], config: Lla
     for chunk, part in zip(batch, rows, strict=True):
         parts[chunk.output].append(part)
     return Outputs(np.concatenate(parts["logits"]), np.concatenate(parts["hidden"]))
+
+
+def token_losses(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> tuple[NDArray[np.float64], bool]:
+    """Returns -log softmax(logits)[target] for each row, in float64, and whether no target has a more likely token."""
+    result, greedy = np.empty(len(targets)), True
+    for start in range(0, len(targets), _LOSS_ROWS):
+        rows = logits[start : start + _LOSS_ROWS].astype(np.float64)
+        rows -= rows.max(axis=-1, keepdims=True)
+        target_logits = rows[np.arange(len(rows)), targets[start : start + _LOSS_ROWS]]
+        greedy = greedy and not target_logits.any()
+        result[start : start + _LOSS_ROWS] = np.log(np.exp(rows, out=rows).sum(axis=-1)) - target_logits
+    return result, greedy

@@ -13,11 +13,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from puna.backend import token_losses
 from puna.engine import Event, LoadedAdapter, Request
 from puna.errors import BackendError
-
-_NLL_ROWS = 16
-"""Number of logit rows converted to float64 at a time. It limits memory, since a row is as long as the vocabulary."""
 
 
 class PromptResult(ABC):
@@ -90,7 +88,7 @@ class PromptLosses(PromptResult):
 
     def _add(self, rows: NDArray[np.float32], start: int) -> None:
         targets = np.asarray(self._targets[start : start + len(rows)], np.int64)
-        self.values[start : start + len(targets)], greedy = _losses(rows[: len(targets)], targets)
+        self.values[start : start + len(targets)], greedy = token_losses(rows[: len(targets)], targets)
         self.greedy = self.greedy and greedy
 
 
@@ -121,15 +119,3 @@ class PromptState(PromptResult):
         mean = self._sum / self._rows
         length = math.sqrt((mean * mean).sum()) if self._normalize else 1.0
         return (mean / (length or 1.0)).astype(np.float32)
-
-
-def _losses(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> tuple[NDArray[np.float64], bool]:
-    """Returns -log softmax(logits)[target] for each row, in float64, and whether no target has a more likely token."""
-    result, greedy = np.empty(len(targets)), True
-    for start in range(0, len(targets), _NLL_ROWS):
-        rows = logits[start : start + _NLL_ROWS].astype(np.float64)
-        rows -= rows.max(axis=-1, keepdims=True)
-        target_logits = rows[np.arange(len(rows)), targets[start : start + _NLL_ROWS]]
-        greedy = greedy and not target_logits.any()
-        result[start : start + _NLL_ROWS] = np.log(np.exp(rows, out=rows).sum(axis=-1)) - target_logits
-    return result, greedy

@@ -155,14 +155,18 @@ def choose_tokens(
         assert 0 <= index < count and len(row._arrays.get("allowed", range(vocab_size))) * 32 >= vocab_size
         row.native.logits = start + index * stride
         array[number] = row.native
+    _run(array, vocab_size, model)
+    return [row.choice(native) for native, (_, row) in zip(array, rows, strict=True)]
+
+
+def _run(array: ctypes.Array[NativeRow], vocab_size: int, model: int | None) -> None:
     library = load_library()
     if model is None:
-        status = library.puna_sample(chosen_kernels().encode(), vocab_size, array, len(rows))
+        status = library.puna_sample(chosen_kernels().encode(), vocab_size, array, len(array))
     else:
-        status = library.puna_model_sample(model, vocab_size, array, len(rows))
+        status = library.puna_model_sample(model, vocab_size, array, len(array))
     if status != OK:
         raise BackendError(f"the native runtime failed: {library.puna_error().decode()}")
-    return [row.choice(native) for native, (_, row) in zip(array, rows, strict=True)]
 
 
 def logprobs_of(logits: NDArray[np.float32], tokens: Sequence[int], top: int) -> list[TokenLogprobs]:
@@ -184,3 +188,24 @@ def logprobs_of(logits: NDArray[np.float32], tokens: Sequence[int], top: int) ->
         if choice.error is not None:
             raise choice.error
     return [choice.logprobs for choice in choices if choice.logprobs is not None]
+
+
+def logprob_values(
+    logits: NDArray[np.float32], tokens: NDArray[np.int64], model: int | None = None
+) -> NDArray[np.float64]:
+    """Returns the log-probabilities of `logprobs_of` as an array, (T,), faster; NaN where logits are not finite.
+
+    Args:
+        logits: (T, vocab_size).
+        tokens: (T,) ids.
+        model: as in `choose_tokens`.
+    """
+    logits = np.ascontiguousarray(logits, dtype=np.float32)
+    start, stride = logits.ctypes.data, logits.strides[0]
+    row = SampleRow(Sampling(logprobs=0))
+    array = (NativeRow * len(tokens))()
+    for index, token in enumerate(tokens.tolist()):
+        row.native.logits, row.native.given = start + index * stride, token
+        array[index] = row.native
+    _run(array, logits.shape[1], model)
+    return np.array([item.logprob if item.status == OK else np.nan for item in array], np.float64)

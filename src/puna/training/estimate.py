@@ -63,6 +63,7 @@ class Work:
         evaluated: documents of all evaluations together.
         value_bytes: bytes of an activation.
         is_fused: whether the fused forward pass computes the run.
+        served_bytes: weights of the native runtime, if it computes the forward pass and the fused one repeats it.
     """
 
     config: LlamaConfig
@@ -79,6 +80,7 @@ class Work:
     evaluated: int = 0
     value_bytes: int = 2
     is_fused: bool = True
+    served_bytes: int = 0
 
     @property
     def matrices(self) -> int:
@@ -223,7 +225,13 @@ def work_of(
         evaluated=evaluated * evaluations,
         value_bytes=torch.finfo(getattr(torch, settings.dtype)).bits // 8,
         is_fused=is_fused,
+        served_bytes=_weight_bytes(model) if settings.forward == "served" else 0,
     )
+
+
+def _weight_bytes(model: Any) -> int:
+    """Returns the bytes of a model's parameters and packed matrices."""
+    return sum(item.nbytes for item in (*model.parameters(), *model.buffers()))
 
 
 @dataclass(frozen=True)
@@ -254,12 +262,13 @@ def estimate(work: Work, settings: TrainingSettings, speed: float, base: int | N
         speed: operations per second; see `measure_speed`.
         base: bytes of the process with the model, without gradients and activations; those in use now if None.
     """
-    checkpointing = settings.gradient_checkpointing
+    checkpointing = settings.gradient_checkpointing or work.served_bytes > 0
     each = work.training_operations(checkpointing) / speed
     tokens = max(settings.micro_batch_tokens if settings.packing else 0, work.longest)
     tokens = min(tokens, round(settings.batch_size * max(work.tokens, 1.0)) or 1) if settings.packing else tokens
     own = resident_memory() if base is None else base
-    memory = own + work.trained * _STATE_BYTES + _HEAD_BYTES + work.activation_bytes(max(tokens, 1), checkpointing)
+    activations = work.activation_bytes(max(tokens, 1), checkpointing)
+    memory = own + work.served_bytes + work.trained * _STATE_BYTES + _HEAD_BYTES + activations
     seconds = work.operations(checkpointing) / speed
     return Estimate(seconds, round(max(memory, peak_memory() if base is None else 0)), work.tokens / each)
 

@@ -7,6 +7,7 @@ from puna.training.forward.base import Forward
 from puna.training.forward.fused.model import FusedForward
 from puna.training.forward.fused.support import unsupported
 from puna.training.forward.reference import ReferenceForward
+from puna.training.forward.served.model import ServedForward
 from puna.training.methods.base import Trainable
 
 
@@ -16,16 +17,18 @@ def forward_for(
     """Returns the forward pass for a model and a method.
 
     Args:
-        implementation: "fused", "reference", or "auto": fused where it implements the model and the method. The
-            attribute `name` of the result says which it is, and why.
+        implementation: "fused", "reference", "served", or "auto": fused where it implements the model and the method.
+            The attribute `name` of the result says which it is, and why.
         checkpointing: recompute the activations of each layer in the backward pass.
         noise: NEFTune's alpha; 0 for no noise.
 
     Raises:
-        ConfigError: "fused" is requested, but does not implement the model or the method.
+        ConfigError: "fused" or "served" is requested, but does not implement the model or the method.
     """
     if implementation == "reference":
         return ReferenceForward(trainable, checkpointing, noise)
+    if implementation == "served":
+        return ServedForward(trainable, noise)
     missing = unsupported(trainable)
     if missing is None:
         return FusedForward(trainable, checkpointing, noise)

@@ -100,6 +100,7 @@ class Trainable:
         saved: names of the parameters that replace tensors of the model completely.
         virtual: computes the soft prompt (N, D), or the prefix (L, 2, K, N, E), from the parameters.
         masters: for parameters of a model that is not in float32, by name: the float32 values and the parameter.
+        version: number of calls of `after_step`: of changes of the parameters.
         seeds, lengths: of the documents in the current forward pass, for dropout; seeds is None without dropout.
     """
 
@@ -115,6 +116,7 @@ class Trainable:
         self.masters: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         self.seeds: tuple[int, ...] | None = None
         self.lengths: tuple[int, ...] = ()
+        self.version = 0
         self._undo: list[Callable[[], None]] = []
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -180,6 +182,7 @@ class Trainable:
 
     def after_step(self) -> None:
         """Copies the float32 values to the parameters of a model in another type; call it after each change of them."""
+        self.version += 1
         with torch.no_grad():
             for master, parameter in self.masters.values():
                 parameter.copy_(master)

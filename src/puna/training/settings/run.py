@@ -37,4 +37,7 @@ class RunSettings:
     max_time: str | None = option(None, "time of the run, such as 10min: lowers the number of steps, as needed")
     threads: int | None = option(None, "processor threads; by default one per core", at_least=1, at_most=256)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
-    forward: Literal["auto", "fused", "reference"] = option("auto", "implementation of the forward and backward pass")
+    forward: Literal["auto", "fused", "reference", "served"] = option(
+        "auto", "implementation of the forward and backward pass; served: losses from exactly the log-probabilities of "
+        "LLM and puna serve, for LoRA and IA3",
+    )  # fmt: skip

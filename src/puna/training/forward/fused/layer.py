@@ -64,15 +64,19 @@ class FusedLayer:
         self._names = (f"{prefix}.input_layernorm.weight", f"{prefix}.post_attention_layernorm.weight")
         self._norms = (layer.input_layernorm, layer.post_attention_layernorm)
 
-    def __call__(self, x: Tensor, current: Pass) -> Tensor:
-        """Returns the output of the layer for x, (T, D), with its gradient function."""
+    def __call__(self, x: Tensor, current: Pass, output: Tensor | None = None) -> Tensor:
+        """Returns the output of the layer for x, (T, D), with its gradient function.
+
+        Args:
+            output: the output, if another implementation has computed it; the gradients are then those of this one.
+        """
         tensors = dict(
             item for projection in (self._qkv, self._o, self._gate_up, self._down) for item in projection.inputs()
         )
         for name, norm in zip(self._names, self._norms, strict=True):
             if norm.weight.requires_grad:
                 tensors[name] = master_of(self.trainable, name, norm.weight)
-        out: Tensor = _Function.apply(x, self, current, tuple(tensors), *tensors.values())  # type: ignore[no-untyped-call]
+        out: Tensor = _Function.apply(x, self, current, output, tuple(tensors), *tensors.values())  # type: ignore[no-untyped-call]
         return out
 
     def forward(self, x: Tensor, current: Pass, tensors: Tensors) -> tuple[Tensor, list[Tensor], list[Kept]]:
@@ -134,11 +138,21 @@ class FusedLayer:
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, layer: FusedLayer, current: Pass, names: tuple[str, ...], *values: Tensor
+        ctx: Any,
+        x: Tensor,
+        layer: FusedLayer,
+        current: Pass,
+        output: Tensor | None,
+        names: tuple[str, ...],
+        *values: Tensor,
     ) -> Tensor:
+        ctx.layer, ctx.current, ctx.names = layer, current, names
+        ctx.recomputed = current.checkpointing or output is not None
+        if output is not None:
+            ctx.save_for_backward(x, *values)
+            return output.detach()
         with layer.trainable.dropping(current.seeds, current.lengths):
             out, saved, kept = layer.forward(x, current, dict(zip(names, values, strict=True)))
-        ctx.layer, ctx.current, ctx.names = layer, current, names
         if current.checkpointing:
             ctx.save_for_backward(x, *values)
             return out
@@ -154,14 +168,14 @@ class _Function(torch.autograd.Function):
         values, rest = rest[: len(names)], rest[len(names) :]
         tensors = dict(zip(names, values, strict=True))
         with torch.no_grad(), layer.trainable.dropping(current.seeds, current.lengths):
-            if current.checkpointing:
+            if ctx.recomputed:
                 _, saved, kept = layer.forward(x, current, tensors)
             else:
                 saved, kept = rest[:5], _restored(rest[5:], ctx.ranks)
             g = gradients[0].contiguous()
             gx, result = layer.backward(g, x, saved, kept, current, tensors, not ctx.needs_input_grad[0])
         typed = (result[name].to(value.dtype) for name, value in tensors.items())
-        return (gx, None, None, None, *typed)
+        return (gx, None, None, None, None, *typed)
 
 
 def _restored(flat: list[Tensor], ranks: list[tuple[int, bool]]) -> list[Kept]:

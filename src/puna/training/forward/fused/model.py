@@ -1,6 +1,6 @@
 """`FusedForward`: the fast forward pass of training, for methods that change or add to the weights of matrices.
 
-Legend: T tokens of all documents, D hidden, N virtual tokens.
+Legend: T tokens of all documents, D hidden, N virtual tokens, L layers, V vocabulary.
 """
 
 from __future__ import annotations
@@ -48,8 +48,12 @@ class FusedForward:
             if isinstance(module, LlamaDecoderLayer)
         ]
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """Returns the hidden states after the final norm, (T, D), in the type of the model."""
+    def hidden(self, batch: Batch, outputs: Tensor | None = None) -> Tensor:
+        """Returns the hidden states after the final norm, (T, D), in the type of the model.
+
+        Args:
+            outputs: those of the layers, (L, T, D), if another implementation has computed them.
+        """
         prompt = self.trainable.prompt
         x = self._embeddings(batch)
         x = with_noise(x, batch, self._noise) if self.training and self._noise else x
@@ -67,23 +71,27 @@ class FusedForward:
             batch.lengths,
             self._checkpointing,
         )
-        for layer in self._layers:
-            x = layer(x, current)
+        for index, layer in enumerate(self._layers):
+            x = layer(x, current, None if outputs is None else outputs[index])
         return remove(self._normed(x), batch.lengths, count)
 
     def losses(self, batch: Batch, scale: float) -> Tensor:
         """Returns the scalar sum over i of weights[i] * CE[i] * scale, float32."""
-        head = self.trainable.model.get_output_embeddings()
-        assert head is not None, "only language models have losses of tokens"
-        if isinstance(head, QuantLinear):
-            weight = value = head.packed.dequantize(self._dtype)
-        else:
-            weight, value = self._master(head.weight), head.weight.detach().to(self._dtype)
+        weight, value = self.head()
         tokens = Supervised.of(batch)
         random = self.trainable.low_rank or self._noise  # dropout and noise depend on the number of tokens
         if not random and min(batch.lengths) > 1:
             batch, tokens = without_last(batch)
         return cross_entropy(self.hidden(batch), weight, tokens, scale, value, self._operations)
+
+    def head(self) -> tuple[Tensor, Tensor]:
+        """Returns the parameter that receives the gradient of the head, (V, D), and its values in the model's type."""
+        head = self.trainable.model.get_output_embeddings()
+        assert head is not None, "only language models have losses of tokens"
+        if isinstance(head, QuantLinear):
+            value = head.packed.dequantize(self._dtype)
+            return value, value
+        return self._master(head.weight), head.weight.detach().to(self._dtype)
 
     def _attention(self, lengths: tuple[int, ...]) -> Attention:
         config = self.trainable.model.config
