@@ -23,6 +23,7 @@ from puna.training.estimate import TimeLimit, limited, read_limits
 from puna.training.events import End, EvaluationEvent, Observer, Start, StepEvent
 from puna.training.forward.choice import forward_for
 from puna.training.loop import Loop
+from puna.training.memory import kept_memory
 from puna.training.methods.base import Trainable
 from puna.training.methods.table import METHODS
 from puna.training.optimizers.table import OPTIMIZERS
@@ -124,7 +125,7 @@ def run_training(
         _check_row(name, getattr(settings, name), table)
     output = choose_output(settings)
     settings = settings.changed(output=str(output))
-    with locked(output), _threads(settings.threads):
+    with locked(output), _threads(settings.threads), kept_memory():
         command = command_line(settings, task_defaults(settings.task, settings.values()))
         return _Run(settings, output, data, held_out, report_observers(output, observers, command)).run()
 

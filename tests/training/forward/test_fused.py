@@ -223,3 +223,31 @@ def test_the_noise_of_neftune_has_the_published_range():
         scaled = part * math.sqrt(length * 64) / 5.0
         assert 0.99 < scaled.abs().max() <= 1.0 and abs(scaled.mean()) < 0.05
         assert scaled.std().item() == pytest.approx(1 / math.sqrt(3), rel=0.03)
+
+
+def test_rows_that_pad_a_batch_do_not_change_anything(monkeypatch):
+    """Documents of different lengths are padded to 32 tokens, and supervised rows to 32."""
+    batch = new_batch(*LENGTHS)
+    results = []
+    for unit in (1, 32):
+        monkeypatch.setattr("puna.training.forward.fused.model._UNIT", unit)
+        monkeypatch.setattr("puna.training.forward.fused.head.UNIT", unit)
+        trainable = attached(new_model(), "lora", rank=4, dropout=0.2)
+        forward = FusedForward(trainable)
+        results.append((gradients(forward, batch), forward.hidden(batch)))
+    (loss, values), hidden = results[0]
+    (padded_loss, padded_values), padded_hidden = results[1]
+    assert padded_hidden.shape == (sum(LENGTHS), 64)
+    torch.testing.assert_close(padded_hidden, hidden, rtol=1e-5, atol=1e-6)
+    assert padded_loss == pytest.approx(loss, rel=1e-6)
+    assert error(padded_values, values) < 1e-5
+
+
+def test_chunks_of_a_head_that_trains_add_up(monkeypatch):
+    batch = new_batch(*LENGTHS)
+    results = []
+    for limit in (96 << 20, 1):  # one chunk, or chunks of 32 rows
+        monkeypatch.setattr("puna.training.forward.fused.head.WIDE_CHUNK_BYTES", limit)
+        results.append(gradients(FusedForward(attached(new_model(), "full")), batch))
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-6)
+    assert error(results[1][1], results[0][1]) < 1e-5

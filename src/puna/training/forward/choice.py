@@ -8,13 +8,14 @@ from puna.training.forward.fused.model import FusedForward
 from puna.training.forward.fused.support import unsupported
 from puna.training.forward.reference import ReferenceForward
 from puna.training.forward.served.model import ServedForward
+from puna.training.memory import keep_memory
 from puna.training.methods.base import Trainable
 
 
 def forward_for(
     trainable: Trainable, implementation: str = "auto", checkpointing: bool = False, noise: float = 0.0
 ) -> Forward:
-    """Returns the forward pass for a model and a method.
+    """Returns the forward pass for a model and a method, and calls `keep_memory`.
 
     Args:
         implementation: "fused", "reference", "served", or "auto": fused where it implements the model and the method.
@@ -25,6 +26,7 @@ def forward_for(
     Raises:
         ConfigError: "fused" or "served" is requested, but does not implement the model or the method.
     """
+    keep_memory()
     if implementation == "reference":
         return ReferenceForward(trainable, checkpointing, noise)
     if implementation == "served":

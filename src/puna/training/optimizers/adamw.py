@@ -1,4 +1,4 @@
-"""AdamW (arXiv:1711.05101), by PyTorch."""
+"""AdamW (arXiv:1711.05101), by PyTorch's operation, which needs neither `torch.optim` nor what that imports."""
 
 from __future__ import annotations
 
@@ -18,37 +18,45 @@ class AdamW(Optimizer):
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], settings: TrainingSettings) -> None:
         self.parameters = dict(parameters)
-        self._optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.epsilon,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self._settings = settings
+        self._state: dict[str, dict[str, Tensor]] = {}
 
     def step(self, learning_rate: float, scale: float = 1.0) -> None:
         """Changes the parameters, using gradients times `scale`."""
-        if scale != 1:
-            for parameter in self.parameters.values():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(scale)
-        self._optimizer.param_groups[0]["lr"] = learning_rate
-        self._optimizer.step()
+        gradients = {name: item.grad for name, item in self.parameters.items() if item.grad is not None}
+        if not gradients:
+            return
+        values = [self.parameters[name].detach() for name in gradients]
+        for name, value in zip(gradients, values, strict=True):
+            if name not in self._state:
+                moments = {moment: torch.zeros_like(value) for moment in _MOMENTS}
+                self._state[name] = {"step": torch.zeros(()), **moments}
+        states = [self._state[name] for name in gradients]
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1.0)
+        torch._fused_adamw_(
+            values,
+            list(gradients.values()),
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
+            lr=learning_rate,
+            beta1=self._settings.beta1,
+            beta2=self._settings.beta2,
+            weight_decay=self._settings.weight_decay,
+            eps=self._settings.epsilon,
+            amsgrad=False,
+            maximize=False,
+            grad_scale=None if scale == 1 else torch.tensor(1 / scale),  # its divisor of gradients
+        )
 
     def state(self) -> dict[str, Tensor]:
         """Returns the moments and the number of steps of each parameter."""
-        values = self._optimizer.state
-        return {
-            f"{moment}.{name}": values[parameter][moment]
-            for name, parameter in self.parameters.items()
-            if parameter in values
-            for moment in ("step", *_MOMENTS)
-        }
+        return {f"{moment}.{name}": value for name, state in self._state.items() for moment, value in state.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restores the moments exactly."""
-        for name, parameter in self.parameters.items():
+        for name in self.parameters:
             if f"step.{name}" in state:
-                self._optimizer.state[parameter] = {
-                    moment: state[f"{moment}.{name}"].clone() for moment in ("step", *_MOMENTS)
-                }
+                self._state[name] = {moment: state[f"{moment}.{name}"].clone() for moment in ("step", *_MOMENTS)}

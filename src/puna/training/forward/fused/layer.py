@@ -14,7 +14,7 @@ from torch import Tensor
 from puna.model.llama import LlamaDecoderLayer
 from puna.training.forward.fused.attention import Attention
 from puna.training.forward.fused.operations import Operations, normed_rows
-from puna.training.forward.fused.projection import Kept, Projection, Tensors, master_of
+from puna.training.forward.fused.projection import Change, Kept, Projection, Tensors, master_of
 from puna.training.methods.base import Trainable
 
 
@@ -157,6 +157,7 @@ class _Function(torch.autograd.Function):
             ctx.save_for_backward(x, *values)
             return out
         ctx.ranks = [(len(item.inner), item.unscaled is not None) for item in kept]
+        ctx.changes = [item.changes for item in kept]
         flat = [tensor for item in kept for tensor in (*item.inner, item.unscaled) if tensor is not None]
         ctx.save_for_backward(x, *values, *saved, *flat)
         return out
@@ -171,16 +172,16 @@ class _Function(torch.autograd.Function):
             if ctx.recomputed:
                 _, saved, kept = layer.forward(x, current, tensors)
             else:
-                saved, kept = rest[:5], _restored(rest[5:], ctx.ranks)
+                saved, kept = rest[:5], _restored(rest[5:], ctx.ranks, ctx.changes)
             g = gradients[0].contiguous()
             gx, result = layer.backward(g, x, saved, kept, current, tensors, not ctx.needs_input_grad[0])
         typed = (result[name].to(value.dtype) for name, value in tensors.items())
         return (gx, None, None, None, None, *typed)
 
 
-def _restored(flat: list[Tensor], ranks: list[tuple[int, bool]]) -> list[Kept]:
+def _restored(flat: list[Tensor], ranks: list[tuple[int, bool]], changes: list[list[Change]]) -> list[Kept]:
     tensors, result = iter(flat), []
-    for count, scaled in ranks:
+    for (count, scaled), own in zip(ranks, changes, strict=True):
         inner = [next(tensors) for _ in range(count)]
-        result.append(Kept(inner, next(tensors) if scaled else None))
+        result.append(Kept(inner, next(tensors) if scaled else None, own))
     return result

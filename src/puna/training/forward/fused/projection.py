@@ -20,16 +20,8 @@ Tensors = Mapping[str, Tensor]
 """Values that a layer of the model reads and that may train, by name."""
 
 
-@dataclass
-class Kept:
-    """Values of the forward pass that the backward pass reads: the results of each `a`, (T, R); unscaled outputs."""
-
-    inner: list[Tensor] = field(default_factory=list)
-    unscaled: Tensor | None = None
-
-
 @dataclass(frozen=True)
-class _Change:
+class Change:
     """A low-rank change of one layer, in the type of the computation; `b` includes the scale."""
 
     name: str
@@ -37,7 +29,22 @@ class _Change:
     a: Tensor
     b: Tensor
     scale: float
-    mask: Tensor | None
+    dropout: float
+
+
+@dataclass
+class Kept:
+    """Values of the forward pass that the backward pass reads.
+
+    Attributes:
+        inner: the results of each `a`, (T, R).
+        unscaled: the outputs before they are scaled.
+        changes: the low-rank changes, in the type of the computation.
+    """
+
+    inner: list[Tensor] = field(default_factory=list)
+    unscaled: Tensor | None = None
+    changes: list[Change] = field(default_factory=list)
 
 
 class Projection:
@@ -83,12 +90,13 @@ class Projection:
         y = product(x, self._matrix.value())
         if self._bias is not None:
             y += self._bias
-        changes = self._changes(x, tensors)
-        if changes and all(change.mask is None for change in changes):
+        changes = kept.changes = self._changes(tensors)
+        masks = self._masks(x, changes)
+        if changes and all(mask is None for mask in masks):
             inner = product(x, _joined([change.a for change in changes]))  # (T, R of all)
             kept.inner = list(torch.split(inner, [len(change.a) for change in changes], dim=1))
         else:
-            kept.inner = [product(_masked(x, change.mask), change.a) for change in changes]
+            kept.inner = [product(_masked(x, mask), change.a) for mask, change in zip(masks, changes, strict=True)]
         for change, inner in zip(changes, kept.inner, strict=True):
             add_product(y[:, change.rows], inner, change.b)
         scales = self._output_factors(tensors)
@@ -111,7 +119,7 @@ class Projection:
             g = (g * scales).to(g.dtype)
         scaled = x if factors is None else (x * factors).to(x.dtype)
         gx = product(g, self._matrix.value().t()) if propagate or factors is not None else torch.zeros_like(x)
-        self._changes_backward(g, scaled, gx, kept, tensors, gradients)
+        self._changes_backward(g, scaled, gx, kept, gradients)
         if any(name in tensors for name in self._rows):
             whole = weight_gradient(g, scaled)  # (O, I)
             gradients.update((name, whole[rows]) for name, rows in self._rows.items() if name in tensors)
@@ -121,33 +129,36 @@ class Projection:
             gx = (gx * factors).to(gx.dtype)
         return gx
 
-    def _changes_backward(
-        self, g: Tensor, x: Tensor, gx: Tensor, kept: Kept, tensors: Tensors, gradients: dict[str, Tensor]
-    ) -> None:
+    def _changes_backward(self, g: Tensor, x: Tensor, gx: Tensor, kept: Kept, gradients: dict[str, Tensor]) -> None:
         """Adds the part of the low-rank changes to gx, the gradient of x; R times O or I numbers, never I times O."""
-        changes = self._changes(x, tensors)
+        changes = kept.changes
+        masks = self._masks(x, changes)
         inner = [product(g[:, change.rows], change.b.t()) for change in changes]  # (T, R) each
         for change, forward in zip(changes, kept.inner, strict=True):
-            gradients[f"{change.name}.b"] = product(g[:, change.rows].t(), forward.t()).float().mul_(change.scale)
-        if changes and all(change.mask is None for change in changes):
+            gradient = weight_gradient(forward, g[:, change.rows]).t()  # (O, R): a product with more columns is faster
+            gradients[f"{change.name}.b"] = torch.mul(gradient, change.scale).float().contiguous()
+        if changes and all(mask is None for mask in masks):
             joined = _joined(inner, dim=1)
             sums = torch.split(product(joined.t(), x.t()).float(), [len(change.a) for change in changes])
             gradients.update((f"{change.name}.a", part) for change, part in zip(changes, sums, strict=True))
             add_product(gx, joined, _joined([change.a for change in changes]).t())
             return
-        for change, part in zip(changes, inner, strict=True):
-            gradients[f"{change.name}.a"] = product(part.t(), _masked(x, change.mask).t()).float()
-            gx += _masked(product(part, change.a.t()), change.mask)
+        for change, mask, part in zip(changes, masks, inner, strict=True):
+            gradients[f"{change.name}.a"] = product(part.t(), _masked(x, mask).t()).float()
+            gx += _masked(product(part, change.a.t()), mask)
 
-    def _changes(self, x: Tensor, tensors: Tensors) -> list[_Change]:
+    def _masks(self, x: Tensor, changes: list[Change]) -> list[Tensor | None]:
+        return [self._trainable.dropout_mask(self._indices[change.name], x, change.dropout) for change in changes]
+
+    def _changes(self, tensors: Tensors) -> list[Change]:
         changes = []
         for name, rows in self._rows.items():
             change = self._trainable.low_rank.get(name)
             if change is None:
                 continue
-            mask = self._trainable.dropout_mask(self._indices[name], x, change.dropout)
             b = (tensors[f"{name}.b"].detach() * change.scale).to(self._dtype)
-            changes.append(_Change(name, rows, tensors[f"{name}.a"].detach().to(self._dtype), b, change.scale, mask))
+            a = tensors[f"{name}.a"].detach().to(self._dtype)
+            changes.append(Change(name, rows, a, b, change.scale, change.dropout))
         return changes
 
     def _output_factors(self, tensors: Tensors) -> Tensor | None:
