@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,6 +53,14 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "puna_train_rotate": (_INT, _POINTER, _LONG, _LONG, _LONG, _LONG, _POINTER, _POINTER, _FLOAT),
     "puna_train_cross_entropy": (_INT, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _INT, _POINTER),
 }
+
+
+def limit_compiled_products() -> None:
+    """Limits the products of different shapes whose code oneDNN keeps, before the first product of this process.
+
+    The default is 1024; documents of many lengths then need up to a gigabyte.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
 def is_available() -> bool:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from puna.native.training import limit_compiled_products
+
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # names of glibc's parameters, in malloc.h
 _DEFAULTS = {_TRIM_THRESHOLD: 128 << 10, _MMAP_MAX: 65536}
-
-_PRIMITIVES = 256
-"""Products of different shapes whose code oneDNN keeps; by default 1024, of up to a megabyte each."""
 
 
 def keep_memory() -> None:
@@ -21,7 +19,7 @@ def keep_memory() -> None:
     A step frees and needs again some hundred megabytes. Without this, the system takes them back and clears them for
     the next step: a tenth of the time of a step, a third with full fine-tuning. Does nothing without glibc.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_PRIMITIVES))  # read at the first product
+    limit_compiled_products()
     if (library := _glibc()) is not None:
         library.mallopt(_TRIM_THRESHOLD, -1)
         library.mallopt(_MMAP_MAX, 0)
