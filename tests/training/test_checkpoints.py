@@ -321,7 +321,9 @@ def test_a_finished_run_that_is_resumed_gives_the_same_result(uninterrupted, dat
 
 
 def test_the_output_folder_is_never_overwritten_silently(uninterrupted, data, tmp_path):
-    with pytest.raises(StorageError, match="has an earlier run; continue it with resume=True"):
+    with pytest.raises(
+        StorageError, match=r"has an earlier run; continue the run with `puna train resume .*resume=True"
+    ):
         train(MODEL, data, output=uninterrupted.path, **RUN)
     shutil.copytree(uninterrupted.path, tmp_path / "copy")
     replaced_run = train(MODEL, data, output=tmp_path / "copy", overwrite=True, **{**RUN, "steps": 2})

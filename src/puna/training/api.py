@@ -27,12 +27,20 @@ from puna.training.memory import kept_memory
 from puna.training.methods.base import Trainable
 from puna.training.methods.table import METHODS
 from puna.training.optimizers.table import OPTIMIZERS
-from puna.training.output import CHECKPOINTS, SETTINGS, RunRecord, choose_output, locked
+from puna.training.output import (
+    CHECKPOINTS,
+    SETTINGS,
+    RunRecord,
+    choose_output,
+    earlier_choices,
+    locked,
+    remove_earlier_run,
+)
 from puna.training.plan import evaluation_batches, plan_run
 from puna.training.report import report_observers
 from puna.training.report.equivalent import command_line
-from puna.training.safety import TrainingInterrupted
-from puna.training.settings import TrainingSettings, settings_text, task_defaults
+from puna.training.safety import Interrupts, TrainingInterrupted
+from puna.training.settings import TrainingSettings, check_task_options, settings_text, task_defaults
 from puna.training.settings.signature import shows_settings
 from puna.training.tasks.base import Examples, Task
 from puna.training.tasks.table import TASKS
@@ -123,6 +131,7 @@ def run_training(
         raise ConfigError("there is no training data; set data to files, folders or rows")
     for name, table in (("task", TASKS), ("method", METHODS), ("optimizer", OPTIMIZERS)):
         _check_row(name, getattr(settings, name), table)
+    check_task_options(settings)
     output = choose_output(settings)
     settings = settings.changed(output=str(output))
     with locked(output), _threads(settings.threads), kept_memory():
@@ -137,6 +146,7 @@ class _Run:
         self, settings: TrainingSettings, output: Path, data: Any, held_out: Any, observers: Sequence[Observer]
     ) -> None:
         self.output, limits = output, read_limits(settings)
+        settings = earlier_choices(settings, output) if settings.resume else settings
         self.task: Task = TASKS[settings.task]()
         method = METHODS[settings.method]
         self.tokenizer = self.task.load_tokenizer(settings)
@@ -181,24 +191,34 @@ class _Run:
         if self.settings.resume:
             self._restore()
         start = self._start()
+        if self.settings.overwrite and not self.settings.resume:
+            remove_earlier_run(self.output)
         with atomic_write(self.output / SETTINGS) as file:
             file.write(settings_text(self.settings.changed(output=None, resume=False, overwrite=False)).encode())
         record = RunRecord(self.output, self._description(start))
-        for observer in self.observers:
-            observer.started(start)
         try:
+            for observer in self.observers:
+                observer.started(start)
             self.loop.run()
-            save_result(self.trainable, self.tokenizer, self.output)
+            with Interrupts():  # the result is saved completely, although Ctrl-C was pressed
+                save_result(self.trainable, self.tokenizer, self.output)
         except BaseException as exc:
-            status = "interrupted" if isinstance(exc, TrainingInterrupted) else "failed"
-            self._end(record, status, str(exc) or type(exc).__name__)
-            raise
+            raised = self._interruption() if type(exc) is KeyboardInterrupt else exc
+            status = "interrupted" if isinstance(raised, TrainingInterrupted) else "failed"
+            self.loop.store.release()  # space for the records, if the disk is full
+            self._end(record, status, str(raised) or type(raised).__name__)
+            raise raised  # noqa: B904 -- the cause of an interruption is known
         self._end(record, self.loop.reason)
         result = TrainingResult(
             list(self.loop.progress.losses), self._metrics(), self.output, self.settings, tuple(self.notes)
         )
         self.trainable.release()
         return result
+
+    def _interruption(self) -> TrainingInterrupted:
+        """Returns the description of a Ctrl-C outside the loop, which saves the state after the last step."""
+        step, store = self.loop.progress.step, self.loop.store
+        return TrainingInterrupted(step, store.path(step) if step in store.steps() else None)
 
     def _prepare(self, done: int, total: int) -> None:
         for observer in self.observers:

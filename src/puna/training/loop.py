@@ -16,6 +16,7 @@ from puna.errors import TrainingError
 from puna.training.batch import Batch
 from puna.training.checkpoints import CheckpointStore, State, is_disk_full
 from puna.training.events import EvaluationEvent, Observer, SampleEvent, StepEvent
+from puna.training.messages import how_to_resume
 from puna.training.metrics import is_better
 from puna.training.optimizers.schedules import rate_at
 from puna.training.plan import Plan
@@ -78,6 +79,7 @@ class Loop:
     def __post_init__(self) -> None:
         self._spikes = SpikeDetector(self.settings.spike_threshold)
         self._movement: Movement | None = None
+        self._without_gradients: frozenset[str] | None = None  # parameters, in the last step; unknown after resuming
         self._consistent = True  # whether the trainer's state is that after the last step in `progress`
 
     def restore(self, state: State) -> None:
@@ -122,7 +124,9 @@ class Loop:
                 self._steps(interrupts)
                 self._finish()
             except KeyboardInterrupt as exc:
-                raise self._interrupted() from exc
+                with interrupts.ignored():  # impatient further signals must not lose the state
+                    interrupted = self._interrupted()
+                raise interrupted from exc
             except BaseException:
                 self._save_after_failure()
                 raise
@@ -171,6 +175,7 @@ class Loop:
             self._consistent = True
         if step < _CHECKED_STEPS and self._movement is not None:
             self._movement.check(unmoved, frozen=step == 0)
+        self._without_gradients = unmoved
         tokens = sum(result.tokens for result in results)
         seconds = time.monotonic() - started
         event = StepEvent(step + 1, self.plan.epoch(step + 1), loss, rate, norm, tokens, weight, seconds)
@@ -229,8 +234,9 @@ class Loop:
         if self.progress.evaluated[0] != self.progress.step:
             self._evaluate()
         best = self.progress.best[0]
-        if self._movement is not None and self.progress.step >= _CHECKED_STEPS:
-            self._movement.check()
+        if self._movement is not None:
+            excepted = frozenset[str]() if self.progress.step >= _CHECKED_STEPS else self._without_gradients
+            self._movement.check(excepted)
         self._save()
         if self.settings.keep_best and 0 <= best < self.progress.step:
             self.trainer.load_state(self.store.load(best).tensors, parameters_only=True)
@@ -248,8 +254,8 @@ class Loop:
                 raise
             path = self.store.save(state, keep)
             raise TrainingError(
-                f"the disk is full; the state after step {state.step} is in {path}. Free space, then continue the run "
-                "with resume=True"
+                f"the disk is full; the state after step {state.step} is in {path}. Free space, then "
+                f"{how_to_resume(path.parent.parent)}"
             ) from exc
         for observer in self.observers:
             observer.saved(state.step, path)

@@ -17,14 +17,20 @@ import torch
 from puna import __version__
 from puna.errors import PunaError, StorageError, TrainingError
 from puna.files import folder_path, make_folder, name_from_path, read_json, write_json
-from puna.training.settings import TrainingSettings
+from puna.training.messages import how_to_resume
+from puna.training.settings import TrainingSettings, read_settings
 
 CHECKPOINTS, RECORD, SETTINGS = "checkpoints", "run.json", "training.toml"
 _LOCK, _TOKENS = ".lock", "tokens"
 _BEFORE_A_RUN = (_LOCK, _TOKENS)
 """Files that a run may leave if it fails before its first step."""
 
-_OF_A_RUN = (RECORD, SETTINGS, "metrics.jsonl", "report.html")
+_OF_A_RUN = (
+    "metrics.jsonl", "report.html", "adapter_*", "model*.safetensors", "model.safetensors.index.json", "config.json",
+    "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template*", "added_tokens.json",
+    ".*.tmp", RECORD, SETTINGS,
+)  # fmt: skip
+"""Files of a run and of the results of all methods. The last two identify a run, so they are removed last."""
 
 
 def choose_output(settings: TrainingSettings) -> Path:
@@ -35,30 +41,50 @@ def choose_output(settings: TrainingSettings) -> Path:
         TrainingError: there is no run to resume.
     """
     folder = folder_path(settings.output) if settings.output is not None else _new_name(settings)
-    has_run = (folder / RECORD).exists()
+    has_run = (folder / RECORD).exists() or (folder / SETTINGS).exists()  # killed between the writes of both
     if settings.resume and not has_run:
         raise TrainingError(
             f"{folder} has no {RECORD}, so that there is no run to resume; give the output folder of a run"
         )
-    if settings.resume:
-        return folder
-    if has_run and settings.overwrite:
-        for name in (CHECKPOINTS, "tensorboard"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in _OF_A_RUN:
-            with suppress(FileNotFoundError):
-                (folder / name).unlink()
-        return folder
-    if has_run:
+    if has_run and not settings.resume and not settings.overwrite:
         raise StorageError(
-            f"{folder} has an earlier run; continue it with resume=True, replace it with overwrite=True, or choose "
-            "another output folder"
+            f"{folder} has an earlier run; {how_to_resume(folder)}, replace it with overwrite=True, or choose another "
+            "output folder"
         )
+    if has_run:
+        _check_inputs_survive(settings, folder)
+        return folder
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"{folder} is a file; choose another output folder")
-    if folder.exists() and any(item.name not in _BEFORE_A_RUN for item in folder.iterdir()):
+    if folder.exists() and any(map(_is_foreign, folder.iterdir())):
         raise StorageError(f"{folder} has other files; choose an output folder that is empty or does not exist")
     return make_folder(folder)
+
+
+def _check_inputs_survive(settings: TrainingSettings, folder: Path) -> None:
+    """Raises StorageError if `overwrite` would remove the model, tokenizer or adapter that the run starts from."""
+    for name in ("model", "tokenizer", "adapter") if settings.overwrite and not settings.resume else ():
+        value = getattr(settings, name)
+        if value and folder.resolve() in (Path(value).resolve(), *Path(value).resolve().parents):
+            raise StorageError(
+                f"{name} is {value}, which overwrite=True would remove from {folder}; choose another output folder"
+            )
+
+
+def _is_foreign(path: Path) -> bool:
+    """Returns whether a run that ended before its first step cannot have left a file."""
+    is_unfinished = path.name.startswith(f".{SETTINGS}.") and path.suffix == ".tmp"
+    return path.name not in _BEFORE_A_RUN and not is_unfinished
+
+
+def remove_earlier_run(folder: Path) -> None:
+    """Removes the states, the records and the result of an earlier run, whatever its method; other files stay."""
+    for name in (CHECKPOINTS, "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for pattern in _OF_A_RUN:
+        for path in folder.glob(pattern):
+            with suppress(FileNotFoundError, IsADirectoryError):
+                path.unlink()
 
 
 def _new_name(settings: TrainingSettings) -> Path:
@@ -68,6 +94,15 @@ def _new_name(settings: TrainingSettings) -> Path:
     while (path := base.with_name(f"{base.name}-{number}") if number > 1 else base).exists():
         number += 1
     return path
+
+
+def earlier_choices(settings: TrainingSettings, folder: Path) -> TrainingSettings:
+    """Returns the settings of a resumed run with the choices that its limits made at first, in place of the limits."""
+    if (settings.max_time is None and settings.max_memory is None) or not (folder / SETTINGS).exists():
+        return settings
+    earlier = TrainingSettings.of(read_settings(folder / SETTINGS))
+    choices = {name: getattr(earlier, name) for name in ("steps", "micro_batch_tokens", "gradient_checkpointing")}
+    return settings.changed(max_time=None, max_memory=None, **choices)
 
 
 @contextmanager

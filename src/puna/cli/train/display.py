@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -86,12 +87,15 @@ class Display(Recorder):
             return True
         import typer
 
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends the question
         try:
             return typer.confirm(
                 f"Save the state after step {step:,}, to resume the run later?", default=True, err=True
             )
         except (typer.Abort, EOFError):
             return True
+        finally:
+            signal.signal(signal.SIGINT, handler)
 
     def _describe(self, event: Start) -> None:
         held_out = f", {event.held_out:,} held out" if event.held_out else ""

@@ -20,9 +20,9 @@ _RECORD_BYTES = 1 << 22
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Returns whether an error, or one of its causes, is a full disk or an exhausted quota."""
+    """Returns whether an error, or one of its causes, is a full disk, an exhausted quota or a limit of file sizes."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
         error = error.__cause__
     return False

@@ -24,6 +24,9 @@ _BATCH = 128
 _MAX_ERRORS = 10
 """Bad rows that an error shows."""
 
+_LABELS = frozenset({"label", "labels", "class", "category"})
+"""Names of columns for which the task classify may be meant."""
+
 Progress = Callable[[int, int], None]
 """Called with the number of rows that were read, and of all rows."""
 
@@ -89,7 +92,9 @@ class Report:
         """Returns a sentence about each thing that the user should know."""
         notes = []
         if self.unused:
-            notes.append(f"columns that are not used: {', '.join(map(show, self.unused[:20]))}")
+            is_labelled = any(name.strip().casefold() in _LABELS for name in self.unused)
+            hint = "; `puna train classify` (task classify) learns labels" if is_labelled else ""
+            notes.append(f"columns that are not used: {', '.join(map(show, self.unused[:20]))}{hint}")
         if self.truncated:
             notes.append(f"{_rows(self.truncated)} truncated: {self.removed} tokens are not used; raise max_length")
         if self.unaligned:

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from puna.training.messages import how_to_resume
+
 
 class TrainingInterrupted(KeyboardInterrupt):
     """A run was ended by Ctrl-C or SIGTERM.
@@ -20,7 +22,9 @@ class TrainingInterrupted(KeyboardInterrupt):
     """
 
     def __init__(self, step: int, path: Path | None) -> None:
-        saved = f"saved in {path}; continue it with resume=True" if path is not None else "not saved"
+        saved = "not saved"
+        if path is not None:
+            saved = f"saved in {path}; {how_to_resume(path.parent.parent)}"
         super().__init__(f"the training was interrupted; the state after step {step} is {saved}")
         self.step, self.path = step, path
 
@@ -56,10 +60,16 @@ class Interrupts:
     @contextmanager
     def protected(self) -> Iterator[None]:
         """Delays a second Ctrl-C until the end of the block, which must not be interrupted."""
+        with self.ignored():
+            yield
+        if self._count > 1:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def ignored(self) -> Iterator[None]:
+        """Only counts the signals during the block, such as while the state of an interrupted run is saved."""
         self._protected = True
         try:
             yield
         finally:
             self._protected = False
-        if self._count > 1:
-            raise KeyboardInterrupt

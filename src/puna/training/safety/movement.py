@@ -46,16 +46,28 @@ class Movement:
         self.initial = dict(tensor_hashes(trainable.parameters) if initial is None else initial)
         self._frozen = tensor_hashes(frozen_tensors(trainable))
 
-    def check(self, excepted: frozenset[str] = frozenset(), frozen: bool = True) -> None:
+    def check(self, excepted: frozenset[str] | None = frozenset(), frozen: bool = True) -> None:
         """Checks all tensors.
 
         Args:
-            excepted: trainable tensors whose gradient was exactly zero, as that of LoRA's `a` is in the first step.
+            excepted: trainable tensors whose gradient was exactly zero, as that of LoRA's `a` is in the first step;
+                None: unknown, so that trainable tensors are not checked.
             frozen: also check the frozen tensors, which takes a second per 1.3 GB and thread.
 
         Raises:
             TrainingError: a trainable tensor equals its initial value, or a frozen one does not.
         """
+        if excepted is not None:
+            self._check_trained(excepted)
+        hashes = tensor_hashes(frozen_tensors(self._trainable)) if frozen else {}
+        changed = [name for name, value in hashes.items() if self._frozen.get(name) != value]
+        if changed:
+            raise TrainingError(
+                f"{len(changed)} frozen tensors changed during the training, such as {', '.join(changed[:_FEW])}; this "
+                "is an error of the training method"
+            )
+
+    def _check_trained(self, excepted: frozenset[str]) -> None:
         now = tensor_hashes(self._trainable.parameters)
         still = [name for name, value in now.items() if value == self.initial[name] and name not in excepted]
         if still or excepted >= now.keys():
@@ -63,11 +75,4 @@ class Movement:
                 f"{len(still) or len(now)} of {len(now)} trainable tensors did not change, such as "
                 f"{', '.join((still or list(now))[:_FEW])}; raise the learning rate, or train parameters that the loss "
                 "depends on"
-            )
-        hashes = tensor_hashes(frozen_tensors(self._trainable)) if frozen else {}
-        changed = [name for name, value in hashes.items() if self._frozen.get(name) != value]
-        if changed:
-            raise TrainingError(
-                f"{len(changed)} frozen tensors changed during the training, such as {', '.join(changed[:_FEW])}; this "
-                "is an error of the training method"
             )

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
+
+from puna.errors import ConfigError, show
+from puna.training.settings.all import GROUPS, TrainingSettings
 
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     "classify": {"learning_rate": 5e-4, "batch_size": 16, "eval_share": 0.1},
@@ -22,6 +26,30 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 """Defaults that differ from those of the settings: rates and sizes that were measured for the tasks' usual models."""
+
+
+USED_BY: dict[str, tuple[str, ...]] = {
+    **{item.name: ("classify",) for item in fields(GROUPS["classification"])},
+    **{item.name: ("pretrain",) for item in fields(GROUPS["pretraining"]) if item.name != "tokenizer"},
+    "format": ("sft",),
+    "prompt_loss_weight": ("sft",),
+    "columns": ("sft", "classify"),
+    "truncate": ("sft", "classify"),
+}
+"""The tasks that use an option; all tasks use the others."""
+
+
+def check_task_options(settings: TrainingSettings) -> None:
+    """Raises ConfigError for an option that is set, but that the task of the settings would ignore."""
+    if settings.task not in ("sft", *TASK_DEFAULTS):
+        return
+    for item in fields(settings):
+        tasks, value = USED_BY.get(item.name, ()), getattr(settings, item.name)
+        if tasks and settings.task not in tasks and value != item.default:
+            raise ConfigError(
+                f"{item.name} is {show(value)}, but the task {settings.task} does not use it, only "
+                f"{' and '.join(tasks)}; leave it out, or set task"
+            )
 
 
 def task_defaults(task: str, values: Mapping[str, Any]) -> dict[str, Any]:
