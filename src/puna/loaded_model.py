@@ -180,6 +180,7 @@ class LoadedModel:
         render = functools.partial(
             self.tokenizer.apply_chat_template,
             list(messages),
+            chat_template=chat.template,
             add_generation_prompt=chat.add_generation_prompt and not chat.continue_final_message,
             continue_final_message=chat.continue_final_message,
             template_variables=chat.template_kwargs,

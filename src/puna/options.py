@@ -37,6 +37,11 @@ class Options(SamplingOptions, total=False):
         "a string or several strings; the answer ends before the first of them that occurs. A special token in a "
         "string matches that token, although the text of the answer does not contain it.",
     ]
+    bad_words: Annotated[
+        Sequence[str] | None,
+        "texts that the answer must not contain: a token that would complete the ids of one of them, with or without a "
+        "space before it, is not chosen, as in vLLM. Other ids may have the same text.",
+    ]
     include_stop_str_in_output: Annotated[
         bool, "the answer ends after the stop string instead of before it, as in vLLM.", False
     ]

@@ -19,12 +19,17 @@ _MESSAGE = (
 
 @dataclass(frozen=True)
 class ChatArguments:
-    """The arguments of a call that only conversations have; see `LLM.chat` and `LLM.start_deltas`."""
+    """The arguments of a call that only conversations have; see `LLM.chat` and `LLM.start_deltas`.
+
+    Attributes:
+        template: the chat template, instead of the model's.
+    """
 
     tools: Any = None
     continue_final_message: bool = False
     add_generation_prompt: bool = True
     template_kwargs: Mapping[str, Any] | None = None
+    template: str | None = None
 
     def check_unused(self) -> None:
         """Raises RequestError for the first argument that is given, because the prompt is not a conversation."""

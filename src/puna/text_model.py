@@ -204,6 +204,8 @@ class TextModel(LoadedModel):
         longest = self._engine.longest - (0 if adapter is None else adapter.virtual_tokens)
         settings = settings_of(options, self.generation_config, len(ids), longest)
         sampling, top = settings.sampling, settings.prompt_logprobs
+        if (words := options.get("bad_words")) is not None:
+            sampling = replace(sampling, bad_words_ids=(*sampling.bad_words_ids, *self._word_ids(words)))
         if settings.best_of is not None and sampling.logprobs is None:
             sampling = replace(sampling, logprobs=0)
         speculate = self.backend == "native" if settings.speculate is None else settings.speculate
@@ -245,6 +247,18 @@ class TextModel(LoadedModel):
         if not isinstance(prediction, str):
             return () if prediction is None else read_ids(prediction)
         return tuple(self.tokenizer.encode(prediction, add_special_tokens=False))
+
+    def _word_ids(self, words: Any) -> list[tuple[int, ...]]:
+        """Returns the ids of words: without a space before them and, if there are as many, with one, as in vLLM."""
+        if not isinstance(words, list | tuple) or not all(isinstance(word, str) and word.strip() for word in words):
+            raise RequestError(f"bad_words is {show(words)}; it must be a list of texts that are not blank")
+        result = []
+        for word in words:
+            plain, spaced = (
+                tuple(self.tokenizer.encode(space + word.lstrip(), add_special_tokens=False)) for space in ("", " ")
+            )
+            result += [plain, spaced] if len(spaced) == len(plain) and spaced[0] != plain[0] else [plain]
+        return result
 
     def _rule(self, options: Options) -> AnswerRule | None:
         """Returns the rule that the answer must follow; None if there is none."""

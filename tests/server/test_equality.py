@@ -183,11 +183,11 @@ def test_stop_texts_are_held_back_with_their_log_probabilities(sdk, llm):
         assert [row.logprob for row in tokens] == [row.logprob for row in answer.logprobs[: len(tokens)]]
 
 
-def test_the_fingerprint_depends_on_the_weights(client, llm, tmp_path):
+def test_the_fingerprint_depends_on_the_weights_and_the_template(client, llm, tmp_path):
     import shutil
 
     from puna import AsyncLLM
-    from puna.server.service import weights_digest
+    from puna.server.service import model_digest
     from tests.golden.files import LAYOUTS
 
     first = client.post("/v1/completions", json={"model": "golden", "prompt": "a", "max_tokens": 1}).json()
@@ -195,11 +195,13 @@ def test_the_fingerprint_depends_on_the_weights(client, llm, tmp_path):
     folder = shutil.copytree(LAYOUTS["hf"], tmp_path / "copy")
     data = bytearray((folder / "model.safetensors").read_bytes())
     with AsyncLLM_of(AsyncLLM, folder) as same:
-        assert weights_digest(same) == weights_digest(llm)
+        assert model_digest(same) == model_digest(llm)
+        same.tokenizer.chat_template = "{{ messages[0].content }}"
+        assert model_digest(same) != model_digest(llm)
     data[-3] ^= 1
     (folder / "model.safetensors").write_bytes(data)
     with AsyncLLM_of(AsyncLLM, folder) as other:
-        assert weights_digest(other) != weights_digest(llm)
+        assert model_digest(other) != model_digest(llm)
 
 
 class AsyncLLM_of:  # noqa: N801

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypedDict
 
@@ -60,6 +60,7 @@ class Sampling(Distribution):
 
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     allowed_token_ids: tuple[int, ...] | None = None
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
@@ -78,6 +79,7 @@ class Sampling(Distribution):
                 object.__setattr__(self, name, _read_ids(name, getattr(self, name)))
         if self.allowed_token_ids == ():
             raise RequestError("allowed_token_ids is empty; give at least one id, or None to allow all")
+        object.__setattr__(self, "bad_words_ids", _read_sequences("bad_words_ids", self.bad_words_ids))
         if not isinstance(self.ignore_eos, bool):
             raise RequestError(f"ignore_eos is {show(self.ignore_eos)}; it must be True or False")
         _check_whole("min_tokens", self.min_tokens)
@@ -88,7 +90,11 @@ class Sampling(Distribution):
 
     def check_vocabulary(self, size: int) -> None:
         """Raises RequestError if a token id is not in a vocabulary of this size."""
-        ids = {"logit_bias": self.logit_bias, "allowed_token_ids": self.allowed_token_ids or ()}
+        ids: dict[str, Iterable[int]] = {
+            "logit_bias": self.logit_bias,
+            "allowed_token_ids": self.allowed_token_ids or (),
+        }
+        ids["bad_words_ids"] = [token for sequence in self.bad_words_ids for token in sequence]
         for name, tokens in {**ids, "stop_token_ids": self.stop_token_ids}.items():
             for token in tokens:
                 if token >= size:
@@ -138,6 +144,9 @@ class SamplingOptions(TypedDict, total=False):
         "numbers from -100 to 100 that are added to the logits of token ids, as in OpenAI's API.",
     ]
     allowed_token_ids: Annotated[Sequence[int] | None, "the only ids that may be chosen; None allows all."]
+    bad_words_ids: Annotated[
+        Sequence[Sequence[int]] | None, "sequences of ids of which the answer must contain none; see bad_words."
+    ]
     stop_token_ids: Annotated[Sequence[int] | None, "further ids that end the answer."]
     ignore_eos: Annotated[
         bool | None, "the model's end tokens do not end the answer; stop_token_ids and stop still do."
@@ -161,6 +170,17 @@ def _read_ids(name: str, values: Any) -> tuple[int, ...]:
     for token in ids:
         _check_whole(f"a token id of {name}", token)
     return tuple(dict.fromkeys(map(int, ids)))
+
+
+def _read_sequences(name: str, values: Any) -> tuple[tuple[int, ...], ...]:
+    if not isinstance(values, list | tuple):
+        raise RequestError(f"{name} is {show(values)}; it must be a list of lists of token ids")
+    for tokens in values:
+        if not isinstance(tokens, list | tuple) or not tokens:
+            raise RequestError(f"{name} has {show(tokens)}; it must be a list of at least one token id")
+        for token in tokens:
+            _check_whole(f"a token id of {name}", token)
+    return tuple(dict.fromkeys(tuple(map(int, tokens)) for tokens in values))
 
 
 def _check_whole(name: str, value: object, limit: str = "", highest: float = math.inf) -> None:

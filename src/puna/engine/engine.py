@@ -120,7 +120,10 @@ class Engine:
         # `list` copies a container in one operation of the interpreter, which no other thread interrupts.
         running = [active.request.adapter_name for active in list(scheduler.running.values())]
         waiting = [request.adapter_name for _, request in list(scheduler.waiting)]
-        values: dict[str, Any] = {**vars(counters), "steps": dict(list(counters.steps.items()))}
+        values: dict[str, Any] = {
+            name: dict(list(value.items())) if isinstance(value, Counter) else value
+            for name, value in vars(counters).items()
+        }
         disk: dict[str, Any] = {} if pool.disk is None else pool.disk.statistics()
         return Statistics(
             len(running), len(waiting), Counter(running), Counter(waiting), scheduler.slots, PAGE, pool.pages,
@@ -221,6 +224,7 @@ class Engine:
                     self._advance(turn, choice)
                     if choice.token == turn.expected and self._events[-1].finish_reason is None:
                         self.counters.accepted_tokens += 1
+                        self.counters.accepted_positions[turn.accepted] += 1
                         unfinished.append(_Turn(turn.active, 1, turn.row + 1, turn.guess, turn.accepted + 1))
                         continue
                 elif turn.accepted == 0:

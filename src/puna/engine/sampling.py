@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -49,6 +50,7 @@ class Sampler:
         self._uniform: float | None = None  # the random number of the next choice
         allowed = sampling.allowed_token_ids
         self._allowed = None if allowed is None else token_bits(vocab_size, allowed)
+        self._bad_words = BadWords(sampling.bad_words_ids, vocab_size) if sampling.bad_words_ids else None
         self._before_end = ~token_bits(vocab_size, end_ids) if sampling.min_tokens > 0 else None
 
     @property
@@ -65,6 +67,8 @@ class Sampler:
             masks.append(self.grammar.allowed)
         if self._before_end is not None and self._generated < self.sampling.min_tokens:
             masks.append(self._before_end)
+        if self._bad_words is not None:
+            masks.append(self._bad_words.allowed)
         self.row.prepare(self._uniform, np.bitwise_and.reduce(masks) if masks else None)
         return self.row
 
@@ -74,8 +78,34 @@ class Sampler:
             self.row.count((token,), generated=1)
         if self.grammar is not None:
             self.grammar.commit(token)
+        if self._bad_words is not None:
+            self._bad_words.commit(token)
         self._generated += 1
         self._uniform = None
+
+
+class BadWords:
+    """The sequences of ids that an answer must not contain, and its last tokens.
+
+    As in vLLM, only tokens of the answer count: the tokens of the prompt may be the beginning of a sequence.
+
+    Attributes:
+        allowed: a bit per token, lowest bit first: 0 for tokens that would complete a sequence.
+    """
+
+    def __init__(self, sequences: Sequence[tuple[int, ...]], vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._always = ~token_bits(vocab_size, [tokens[0] for tokens in sequences if len(tokens) == 1])
+        self._longer = [tokens for tokens in sequences if len(tokens) > 1]
+        self._recent: deque[int] = deque(maxlen=max(map(len, sequences)) - 1)
+        self.allowed = self._always
+
+    def commit(self, token: int) -> None:
+        """Records a chosen token."""
+        self._recent.append(token)
+        recent = tuple(self._recent)
+        last = [tokens[-1] for tokens in self._longer if recent[1 - len(tokens) :] == tokens[:-1]]
+        self.allowed = self._always & ~token_bits(self._vocab_size, last) if last else self._always
 
 
 def choose(

@@ -21,6 +21,7 @@ class Counters:
     drafts: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    accepted_positions: Counter[int] = field(default_factory=Counter)
     accepted_prediction_tokens: int = 0
     rejected_prediction_tokens: int = 0
     mask_seconds: float = 0.0
@@ -44,6 +45,7 @@ class Statistics:
         preemptions: number of times that a request has lost its pages.
         evictions: number of pages of cached prefixes that were reused.
         drafts, draft_tokens, accepted_tokens: numbers of steps with guesses, of guesses, and of right guesses.
+        accepted_positions: numbers of right guesses by their position in a guess, from 0.
         accepted_prediction_tokens, rejected_prediction_tokens: numbers of tokens of predictions that the answers
             contain, and that they do not contain.
         mask_seconds: time spent on computing the tokens that grammars allow.
@@ -69,6 +71,7 @@ class Statistics:
     drafts: int
     draft_tokens: int
     accepted_tokens: int
+    accepted_positions: Mapping[int, int]
     accepted_prediction_tokens: int
     rejected_prediction_tokens: int
     mask_seconds: float

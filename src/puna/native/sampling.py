@@ -120,8 +120,8 @@ class SampleRow:
             ))  # fmt: skip
         if native.status == _NO_TOKEN:
             return Choice(-1, error=RequestError(
-                "no token may be chosen: min_tokens forbids the tokens that end the answer, and allowed_token_ids or "
-                "the grammar all others; lower min_tokens"
+                "no token may be chosen: min_tokens forbids the tokens that end the answer, and allowed_token_ids, "
+                "bad_words or the grammar all others; lower min_tokens, or allow more tokens"
             ))  # fmt: skip
         if native.top_count < 0:
             return Choice(native.token)

@@ -54,6 +54,7 @@ class Generation:
         add_generation_prompt: end the prompt with the header of the assistant's answer.
         continue_final_message: continue the last message instead of answering it.
         template_kwargs: more variables of the chat template.
+        chat_template: the chat template, instead of the model's.
         priority: requests with lower numbers come first.
         salt: requests share cached prefixes only with requests of the same salt.
         prediction: a text that the answer is expected to resemble: a source of guessed tokens.
@@ -74,6 +75,7 @@ class Generation:
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
     priority: int = 0
     salt: str = ""
     prediction: str | None = None
@@ -288,6 +290,7 @@ def _encode(llm: AsyncLLM, prompt: Prompt, generation: Generation) -> tuple[int,
         generation.continue_final_message,
         generation.add_generation_prompt,
         generation.template_kwargs,
+        generation.chat_template,
     )
     return llm._render(cast(Sequence[Message], prompt), chat)
 

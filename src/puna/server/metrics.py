@@ -69,6 +69,9 @@ ROWS: Mapping[str, _Row] = {
     "spec_decode_num_drafts": _Row("counter", "Steps with guessed tokens."),
     "spec_decode_num_draft_tokens": _Row("counter", "Guessed tokens."),
     "spec_decode_num_accepted_tokens": _Row("counter", "Correctly guessed tokens."),
+    "spec_decode_num_accepted_tokens_per_pos": _Row(
+        "counter", "Correctly guessed tokens by their position in the guess.", ("position",)
+    ),
     "lora_requests_info": _Row(
         "gauge", "Adapters in use; the value is a time.", ("running_lora_adapters", "waiting_lora_adapters", "max_lora")
     ),
@@ -141,9 +144,9 @@ class Metrics:
             self._metrics[name].clear()
         self._child(name, labels).set(value)
 
-    def set_total(self, name: str, value: float) -> None:
+    def set_total(self, name: str, value: float, **labels: str) -> None:
         """Sets a counter to a total that another object counts; a smaller value than before has no effect."""
-        child = self._child(name, {})
+        child = self._child(name, labels)
         child.inc(max(0, value - child._value.get()))
 
     def set_histogram(self, name: str, counts: Mapping[int, int]) -> None:

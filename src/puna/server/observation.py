@@ -117,6 +117,8 @@ class Observer:
         metrics.set("cache_config_info", 1, block_size=str(numbers.page_tokens), num_gpu_blocks=str(numbers.pages))
         for name, attribute in _COUNTERS.items():
             metrics.set_total(name, getattr(numbers, attribute))
+        for position, count in numbers.accepted_positions.items():
+            metrics.set_total("spec_decode_num_accepted_tokens_per_pos", count, position=str(position))
         metrics.set_histogram("iteration_tokens_total", numbers.steps)
         metrics.set(
             "lora_requests_info", time.time(), max_lora=str(numbers.slots),

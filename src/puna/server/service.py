@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from puna.async_llm import AsyncLLM
 from puna.errors import PunaError, RuleError, puna_error, show, suggestion
@@ -19,15 +20,34 @@ from puna.server.observation import Observer
 from puna.server.settings import ServerSettings
 from puna.server.warm import warm
 
+if TYPE_CHECKING:
+    from puna.checkpoint import Checkpoint
+
 State = Literal["loading", "ready", "draining", "failed"]
 
 
-def weights_digest(llm: AsyncLLM) -> str:
-    """Returns a digest of the weights, the build and the instruction set, over every byte of the weights."""
+def model_digest(llm: AsyncLLM, checkpoint: Checkpoint | None = None) -> str:
+    """Returns a digest of all that determines the answers of a model, over every byte of its weights.
+
+    The weights are read once: the disk cache has computed their digest already. In addition to them, the build and the
+    instruction set, the digest covers the tokenizer, the chat template and the settings of generation.
+
+    Args:
+        checkpoint: the model's checkpoint if it is open.
+    """
     from puna.checkpoint import open_checkpoint
     from puna.engine.disk import model_fingerprint
 
-    return model_fingerprint(open_checkpoint(llm.path), llm._backend).hex()
+    disk, tokenizer = llm._engine.pool.disk, llm.tokenizer
+    weights = disk.fingerprint if disk else model_fingerprint(checkpoint or open_checkpoint(llm.path), llm._backend)
+    pipeline = getattr(tokenizer, "backend_tokenizer", None)
+    tokens = json.dumps(tokenizer.get_vocab(), sort_keys=True) if pipeline is None else pipeline.to_str()
+    settings = [
+        str(tokenizer.chat_template),
+        json.dumps(tokenizer.special_tokens_map, default=str),
+        json.dumps(llm.generation_config.to_dict(), default=str),
+    ]
+    return hashlib.blake2b("\0".join([weights.hex(), tokens, *settings]).encode(), digest_size=32).hexdigest()
 
 
 class Service:
@@ -69,17 +89,20 @@ class Service:
     def _load(self) -> None:
         options: dict[str, Any] = dict(self.settings.options)
         try:
-            llm = AsyncLLM(self._path, adapters=self.settings.adapters or None, **options)
+            from puna.checkpoint import locate_model, open_checkpoint
+
+            checkpoint = open_checkpoint(locate_model(self._path))
+            llm = AsyncLLM(checkpoint, adapters=self.settings.adapters or None, **options)
             _ = llm.tokenizer
             if self.settings.warm is not None:
                 warm(llm, self.settings.warm)
-            self._open(llm)
+            self._open(llm, checkpoint)
         except Exception as exc:
             self.error, self.state = puna_error(exc), "failed"
 
-    def _open(self, llm: AsyncLLM) -> None:
+    def _open(self, llm: AsyncLLM, checkpoint: Checkpoint | None = None) -> None:
         """Starts to accept requests for a model."""
-        self._weights = weights_digest(llm)
+        self._model_digest = model_digest(llm, checkpoint)
         self._llm = llm
         self.observer.open(self.name, self.settings.adapters, self.settings.metrics_alias, llm._engine)
         self.state = "ready" if self.state == "loading" else self.state
@@ -131,13 +154,13 @@ class Service:
         return model
 
     def fingerprint(self, adapter: str | None) -> str:
-        """Returns the fingerprint of the build, the weights, the adapter and the instruction set.
+        """Returns the fingerprint of the build, the weights, the tokenizer, the adapter and the instruction set.
 
         With the native backend, equal fingerprints, requests and seeds give equal answers, bit for bit.
         """
         if adapter not in self._fingerprints:
             loaded = self.llm._adapters.loaded(adapter)
-            parts = [self._weights, loaded.digest if loaded else ""]
+            parts = [self._model_digest, loaded.digest if loaded else ""]
             self._fingerprints[adapter] = "fp_" + hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
         return self._fingerprints[adapter]
 

@@ -26,7 +26,7 @@ class Limits:
         stop_characters: characters of one stop string.
         logprobs: most likely tokens returned at each position; the engine computes at most 20.
         logit_bias: entries of logit_bias.
-        token_ids: entries of stop_token_ids and allowed_token_ids.
+        token_ids: entries of stop_token_ids, allowed_token_ids and bad_words.
         rule_characters: characters of a regular expression or a grammar for an answer. A schema may have 256 KiB.
         tokens: tokens of one answer; None leaves only the context as a limit.
     """
@@ -65,6 +65,7 @@ class ServerSettings:
         replica: name of this server in the header X-Puna-Replica; None sends none.
         unknown_fields: "refuse" answers 400 to a request with an unknown top-level field; "warn" lists the field in the
             header X-Puna-Ignored.
+        trust_request_chat_template: whether a request may have its own chat template, in the field chat_template.
         limits: maximum sizes of requests.
         ping_seconds: time without events after which a stream sends a comment, so that proxies keep the connection.
         slow_reader_seconds: time after which a stream whose client reads nothing is ended.
@@ -88,6 +89,7 @@ class ServerSettings:
     metrics_alias: str | None = None
     replica: str | None = None
     unknown_fields: Literal["refuse", "warn"] = "refuse"
+    trust_request_chat_template: bool = False
     limits: Limits = Limits()
     ping_seconds: float = 15.0
     slow_reader_seconds: float = 60.0

@@ -64,6 +64,9 @@ def serve(
         Literal["refuse", "warn"],
         typer.Option(help="Refuse requests with unknown fields, or list the fields in the header X-Puna-Ignored."),
     ] = "refuse",
+    trust_request_chat_template: Annotated[
+        bool, typer.Option("--trust-request-chat-template", help="Accept the field chat_template of requests.")
+    ] = False,
     drain_seconds: Annotated[
         float, options.number(kind=float, low=0, help="Time for running requests to finish after SIGTERM or Ctrl-C.")
     ] = 30,
@@ -114,8 +117,9 @@ def serve(
         message = f"the name {served_name!r} is that of the model; choose another, or name the model with --name"
         raise typer.BadParameter(message, param_hint="--adapter")
     settings = ServerSettings(
-        host=host, port=port, unknown_fields=unknown_fields, limits=read_limits(values), drain_seconds=drain_seconds,
-        name=served_name, adapters=by_name, warm=warm, options=engine,
+        host=host, port=port, unknown_fields=unknown_fields,
+        trust_request_chat_template=trust_request_chat_template, limits=read_limits(values),
+        drain_seconds=drain_seconds, name=served_name, adapters=by_name, warm=warm, options=engine,
         **read_guard(values),
     )  # fmt: skip
     if tp > 1 and _follow(path, tp, threads, dtype, max_batch):

@@ -13,6 +13,7 @@ from puna.errors import ChatTemplateError, RuleError
 from puna.server.errors import ApiError, to_json
 from puna.server.generation import Generation, Running
 from puna.server.protocol.endpoint import Call
+from puna.server.protocol.extras import priority_of
 from puna.server.protocol.fields import Values
 from puna.server.protocol.logprobs import token_text
 from puna.server.service import Service
@@ -173,7 +174,7 @@ def shared_arguments(values: Values) -> dict[str, Any]:
     """Returns the arguments of `Generation` for fields of chat and completions."""
     return {
         "n": values["n"],
-        "priority": values["priority"],
+        "priority": priority_of(values),
         "salt": values["cache_salt"] or "",
         "include_stop": values["include_stop_str_in_output"],
         "skip_special_tokens": values["skip_special_tokens"],
@@ -193,6 +194,8 @@ async def start(call: Call, generation: Generation) -> Running:
         param = "input" if "input" in call.values else "messages"
         if str(exc).startswith("template variable"):
             param = "chat_template_kwargs"
+        elif call.values.get("chat_template") is not None:
+            param = "chat_template"
         raise ApiError(400, str(exc), param=param, code="invalid_value") from exc
     except RuleError as exc:
         message = str(exc)

@@ -18,6 +18,7 @@ from puna.server.errors import CLIENT_ERRORS, ApiError, api_error, to_json
 from puna.server.events import cancelled_on_disconnect
 from puna.server.guard.admission import Ticket
 from puna.server.guard.exchange import exchange_of
+from puna.server.protocol.extras import priority_of
 from puna.server.protocol.fields import Table, Values, read
 from puna.server.protocol.pages import Endpoint
 from puna.server.protocol.schemas import ANTHROPIC_ERROR, ERROR
@@ -196,7 +197,7 @@ def _queue_options(values: Values) -> dict[str, Any]:
     count = len(prompts) if prompts and isinstance(prompts[0], str | list) else 1
     return {
         "user": next((user for user in users if isinstance(user, str)), None),
-        "priority": values.get("priority") or 0,
+        "priority": priority_of(values),
         "size": count * max(values.get("n") or 1, values.get("best_of") or 1),
         "model": values.get("model") or "",
     }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from puna.server.protocol.fields import HONOURED, INERT, REFUSED, VALUES, Field, Table
 from puna.server.protocol.types import Any_, Array, Boolean, Integer, Map, OneOf, Text
 
@@ -28,6 +31,23 @@ PREDICTION = Table("Prediction", (
 
 _LABEL = Text(0, 512)
 
+TIERS = {"auto": 0, "default": 0, "flex": 10, "priority": -10}
+"""The values of service_tier, and the numbers that they add to the priority of a request."""
+
+SERVICE_TIER = Field("service_tier", Text(), VALUES, "\"flex\" requests wait for all others, which wait for "
+                     "\"priority\" requests", accepted=tuple(TIERS), example="flex")  # fmt: skip
+
+
+def priority_of(values: Mapping[str, Any]) -> int:
+    """Returns the priority of a request; requests with lower numbers come first."""
+    return (values.get("priority") or 0) + TIERS.get(values.get("service_tier") or "", 0)
+
+
+def served_tier(values: Mapping[str, Any]) -> str:
+    """Returns the field service_tier of a response."""
+    return "default" if values["service_tier"] in (None, "auto") else str(values["service_tier"])
+
+
 SHARED = (
     Field("stream_options", STREAM_OPTIONS, HONOURED, "options of a stream", example={"include_usage": True}),
     Field("user", _LABEL, INERT, "name of the end user; with --fair-by user, users share the server equally",
@@ -47,7 +67,6 @@ SHARED = (
           "prompt", False, example=True),
     Field("return_token_ids", Boolean(), HONOURED, "return the token ids of the prompt and the answer", False,
           example=True),
-    Field("bad_words", Array(Text()), REFUSED, "give the tokens in logit_bias with a value of -100"),
 )  # fmt: skip
 """Fields of chat and completions."""
 
@@ -64,8 +83,7 @@ CHAT_ONLY = (
           "guesses, which makes the answer faster and does not change it",
           example={"type": "content", "content": "the llama"}),
     Field("metadata", Map(Text(0, 512), 16, 64), INERT, "echoed in the response", example={"a": "b"}),
-    Field("service_tier", Text(), VALUES, "there is one tier, echoed as \"default\"", accepted=("auto", "default"),
-          example="auto"),
+    SERVICE_TIER,
     Field("store", Boolean(), VALUES, "this server stores no requests", accepted=(False,), example=False),
     Field("modalities", Array(Text()), VALUES, "answers are text", accepted=(["text"],), example=["text"]),
     Field("verbosity", Text(), VALUES, "ask for shorter or longer answers in the messages", accepted=("medium",),
@@ -75,7 +93,7 @@ CHAT_ONLY = (
     Field("moderation", Any_(), REFUSED, "this server does not moderate answers"),
     Field("functions", Any_(), REFUSED, "use tools"),
     Field("function_call", Any_(), REFUSED, "use tool_choice"),
-    Field("chat_template", Any_(), REFUSED, "the server uses the model's template; to change the template, start the "
-          "server with another model folder"),
+    Field("chat_template", Text(1), REFUSED, "the server uses the model's template; with --trust-request-chat-template "
+          "it accepts the templates of requests", setting="trust_request_chat_template"),
 )  # fmt: skip
 """Fields of chat."""

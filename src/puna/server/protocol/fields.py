@@ -42,6 +42,7 @@ class Field:
         accepted: for `VALUES`, the accepted values.
         example: a valid value, for tests and documents.
         code: the code of the error for a refused field.
+        setting: for a refused field, the setting of the server that makes it honoured.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Field:
     accepted: tuple[Any, ...] = ()
     example: Any = None
     code: str = "unsupported_parameter"
+    setting: str | None = None
 
 
 class Values(dict[str, Any]):
@@ -139,7 +141,7 @@ def read_field(row: Field, path: str, value: Any, reader: Reader) -> Any:
     Raises:
         ApiError: 400, if the field is refused, or the value has the wrong type or is not accepted.
     """
-    if row.policy is REFUSED:
+    if row.policy is REFUSED and row.setting not in reader.enabled:
         raise ApiError(400, f"{path} is not supported; {row.doc}", param=path, code=row.code)
     result = row.type.read(path, value, reader)
     if row.policy is VALUES and result not in row.accepted:
@@ -154,7 +156,8 @@ def read(table: Table, document: dict[str, Any], settings: ServerSettings) -> Va
     Raises:
         ApiError: 400, if a field is unknown, refused, missing or invalid; the error names the field.
     """
-    reader = Reader(settings.limits, settings.unknown_fields == "refuse")
+    enabled = ("trust_request_chat_template",) if settings.trust_request_chat_template else ()
+    reader = Reader(settings.limits, settings.unknown_fields == "refuse", enabled=enabled)
     values = table.read("", document, reader)
     values.ignored = tuple(sorted(dict.fromkeys(reader.ignored)))
     return values

@@ -45,6 +45,8 @@ SAMPLING = (
           example=[5]),
     Field("allowed_token_ids", Array(Integer(0), 1, "token_ids"), HONOURED, "choose only from these tokens",
           example=[5, 6, 7]),
+    Field("bad_words", Array(STOP_TEXT, 0, "token_ids"), HONOURED, "texts that the answer must not contain: a token "
+          "that would complete the ids of one of them is not chosen", example=["zebra"]),
 )  # fmt: skip
 """Fields of all endpoints that generate."""
 
@@ -73,7 +75,7 @@ def read_options(values: Mapping[str, Any], service: Service) -> Options:
     """Returns the options of `LLM` for the fields of `SAMPLING`."""
     names = (
         "temperature", "top_p", "frequency_penalty", "presence_penalty", "min_p", "typical_p", "repetition_penalty",
-        "min_tokens", "ignore_eos", "stop_token_ids", "allowed_token_ids",
+        "min_tokens", "ignore_eos", "stop_token_ids", "allowed_token_ids", "bad_words",
     )  # fmt: skip
     options: Any = {name: values[name] for name in names if values[name] is not None}
     options.setdefault("temperature", sampling_defaults(service)["temperature"])

@@ -59,6 +59,7 @@ USAGE = record(
 
 _TOKEN = {"token": TEXT, "logprob": NUMBER, "bytes": array(INT)}
 _PROMPT_LOGPROBS = optional(array({"type": ["object", "null"]}))
+_TIER = {"enum": ["default", "flex", "priority"]}
 _PROMPT_IDS = array(INT)
 
 _MESSAGE = record(
@@ -85,7 +86,7 @@ CHAT_COMPLETION = record(
         "usage": USAGE,
     },
     {
-        "service_tier": {"const": "default"}, "metadata": {"type": "object"}, "prompt_logprobs": _PROMPT_LOGPROBS,
+        "service_tier": _TIER, "metadata": {"type": "object"}, "prompt_logprobs": _PROMPT_LOGPROBS,
         "prompt_token_ids": _PROMPT_IDS, "timings": {"type": "object"},
     },
 )  # fmt: skip
@@ -148,7 +149,7 @@ RESPONSE = record({
     "error": optional(record({"code": TEXT, "message": TEXT})), "output": array(_OUTPUT),
     "incomplete_details": optional(record({"reason": TEXT})), "metadata": _OBJECT, "instructions": optional(TEXT),
     "max_output_tokens": optional(INT), "parallel_tool_calls": {"type": "boolean"}, "reasoning": _OBJECT,
-    "service_tier": {"const": "default"}, "store": {"const": False}, "temperature": NUMBER, "top_p": NUMBER,
+    "service_tier": _TIER, "store": {"const": False}, "temperature": NUMBER, "top_p": NUMBER,
     "text": _OBJECT, "tool_choice": {"anyOf": [TEXT, _OBJECT]}, "tools": array(_OBJECT), "top_logprobs": INT,
     "truncation": {"const": "disabled"}, "prompt_cache_options": optional(_OBJECT),
     "prompt_cache_diagnostics": optional(_OBJECT),

@@ -18,11 +18,13 @@ class Reader:
         limits: maximum sizes.
         refuses_unknown: whether an unknown top-level field is an error.
         ignored: paths of the unknown fields that were accepted.
+        enabled: settings of the server that make refused fields honoured.
     """
 
     limits: Limits
     refuses_unknown: bool = True
     ignored: list[str] = field(default_factory=list)
+    enabled: tuple[str, ...] = ()
 
 
 def invalid(path: str, value: object, expected: str) -> ApiError:

@@ -28,6 +28,7 @@ from puna.server.protocol.choices import (
     start,
 )
 from puna.server.protocol.endpoint import Call, add_endpoint
+from puna.server.protocol.extras import served_tier
 from puna.server.protocol.logprobs import entries_of
 from puna.server.protocol.schemas import CHAT_COMPLETION
 from puna.server.service import Service
@@ -50,7 +51,7 @@ async def _answer(call: Call) -> Response:
     running = await start(call, generation)
     head = head_of(call, generation, "chatcmpl", "chat.completion.chunk" if values["stream"] else "chat.completion")
     if values["service_tier"] is not None:
-        head["service_tier"] = "default"
+        head["service_tier"] = served_tier(values)
     echoed = _continued_text(generation) if values["echo"] else ""
     if values["stream"]:
         chunks = _Chunks(call, running, ChunkHead(head), echoed, timings)

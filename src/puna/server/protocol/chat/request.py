@@ -13,6 +13,7 @@ from puna.server.protocol.endpoint import Call
 from puna.server.protocol.fields import Values
 from puna.server.protocol.reasoning import read_effort
 from puna.server.protocol.sampling import read_options
+from puna.server.tools.history import needs_tools
 
 _ROLES = {"developer": "system", "function": "tool"}
 
@@ -42,6 +43,11 @@ def read_generation(call: Call) -> Generation:
             "add_generation_prompt", "continue_final_message and add_generation_prompt are both true; omit one of them"
         )
     tools = read_tools(values)
+    if values["chat_template"] is not None and (tools is not None or needs_tools(values["messages"])):
+        raise _contradiction(
+            "chat_template",
+            "chat_template is set, but tool calls need the model's template; omit the tools or chat_template",
+        )
     return Generation(
         [template_message(message, index) for index, message in enumerate(values["messages"])],
         options=options,  # type: ignore[arg-type]
@@ -54,6 +60,7 @@ def read_generation(call: Call) -> Generation:
             **read_effort(values["reasoning_effort"], "reasoning_effort", service),
             **(values["chat_template_kwargs"] or {}),
         },
+        chat_template=values["chat_template"],
         prediction=_prediction(values),
         progress=values["stream"] and values["return_progress"],
         **shared_arguments(values),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from puna.server.protocol.extras import QUEUE
+from puna.server.protocol.extras import QUEUE, SERVICE_TIER
 from puna.server.protocol.fields import HONOURED, INERT, REFUSED, VALUES, Field, Table
 from puna.server.protocol.reasoning import EFFORTS
 from puna.server.protocol.sampling import sampling_without
@@ -236,7 +236,7 @@ FIELDS = Table(
             "prompt_cache_retention", Text(values=("in_memory", "24h")), INERT, "prefixes stay until memory is needed"
         ),
         Field("prompt_cache_options", _CACHE_OPTIONS, INERT, "options of the prefix cache", example={}),
-        Field("service_tier", Text(), VALUES, "there is one class of requests", accepted=("auto", "default")),
+        SERVICE_TIER,
         Field("background", Boolean(), VALUES, "requests are not stored", accepted=(False,)),
         _refused("background_options", "requests are not stored", {}),
         _refused("previous_response_id", "this server stores no responses; send the complete input", "resp_1"),

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from puna.server.protocol.extras import served_tier
 from puna.server.protocol.fields import Values
 from puna.server.protocol.tagged import Skipped
 from puna.server.updates import Usage
@@ -55,7 +56,7 @@ def response_object(values: Values, *, created: int, temperature: float, top_p: 
         "prompt_cache_diagnostics": {"type": "comparison_response_not_found"} if has_comparison else None,
         "prompt_cache_options": _without_nulls(options) if options.get("mode") and options.get("ttl") else None,
         "reasoning": {"effort": None, "summary": None, **_without_nulls(reasoning)},
-        "service_tier": "default",
+        "service_tier": served_tier(values),
         "store": False,
         "temperature": temperature,
         "text": {"format": _without_nulls(text.get("format") or {"type": "text"}), "verbosity": "medium"},

@@ -31,9 +31,10 @@ _RESPONSE = record({
 
 
 def router(service: Service) -> APIRouter:
-    """Returns the route."""
+    """Returns the route, also under vLLM's path."""
     routes = APIRouter()
-    add_endpoint(routes, service, "/v1/classify", CLASSIFY, _classify, summary="Label texts", response=_RESPONSE)
+    for path in ("/v1/classify", "/classify"):
+        add_endpoint(routes, service, path, CLASSIFY, _classify, summary="Label texts", response=_RESPONSE)
     return routes
 
 

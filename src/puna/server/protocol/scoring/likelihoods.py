@@ -37,12 +37,13 @@ _RESPONSE = record({
 
 
 def router(service: Service) -> APIRouter:
-    """Returns the route."""
+    """Returns the route, also under vLLM's path."""
     routes = APIRouter()
-    add_endpoint(
-        routes, service, "/v1/score", SCORE, _score, summary="Compute log-likelihoods of continuations",
-        response=_RESPONSE,
-    )  # fmt: skip
+    for path in ("/v1/score", "/score"):
+        add_endpoint(
+            routes, service, path, SCORE, _score, summary="Compute log-likelihoods of continuations",
+            response=_RESPONSE,
+        )  # fmt: skip
     return routes
 
 
