@@ -175,9 +175,50 @@ int32_t puna_train_cross_entropy(int32_t threads, uint16_t* logits, int64_t rows
     }
 }
 
+int32_t puna_train_decode(int32_t threads, int32_t format, const uint8_t* blocks, int64_t rows, int64_t cols,
+                          uint16_t* out) {
+    const puna::BlockDecoder decoder = kernels.decoder(format);
+    if (!decoder.decode || cols % decoder.values) return PUNA_FAILED;
+    const int64_t count = cols / decoder.values;
+    return each_row(threads, rows, [=](int64_t r) noexcept {
+        for (int64_t i = 0; i < count; ++i)
+            decoder.decode(blocks + (r * count + i) * decoder.bytes, out + r * cols + i * decoder.values);
+    });
+}
+
+int32_t puna_train_squares(int32_t threads, const float* const* tensors, const int64_t* counts, int32_t count,
+                           double* sum) {
+    try {
+        constexpr int64_t kPiece = 1 << 14;
+        struct Piece {
+            const float* values;
+            int64_t count;
+            double sum;
+        };
+        std::vector<Piece> pieces;
+        for (int32_t t = 0; t < count; ++t)
+            for (int64_t i = 0; i < counts[t]; i += kPiece)
+                pieces.push_back({tensors[t] + i, std::min(kPiece, counts[t] - i), 0.0});
+        const int32_t result =
+            parallel(threads, static_cast<int64_t>(pieces.size()), 16, [&](int64_t begin, int64_t end, int) noexcept {
+                for (int64_t i = begin; i < end; ++i) {
+                    Piece& piece = pieces[static_cast<size_t>(i)];
+                    piece.sum = kernels.squares(piece.values, piece.count);
+                }
+            });
+        *sum = 0.0;
+        for (const Piece& piece : pieces) *sum += piece.sum;  // in an order that does not depend on the threads
+        return result;
+    } catch (const std::exception&) {
+        return PUNA_FAILED;
+    }
+}
+
 #else
 
 void puna_train_openmp(puna_openmp) {}
+int32_t puna_train_decode(int32_t, int32_t, const uint8_t*, int64_t, int64_t, uint16_t*) { return PUNA_FAILED; }
+int32_t puna_train_squares(int32_t, const float* const*, const int64_t*, int32_t, double*) { return PUNA_FAILED; }
 int32_t puna_train_attention(const puna_attention*) { return PUNA_FAILED; }
 int32_t puna_train_attention_backward(const puna_attention*) { return PUNA_FAILED; }
 int32_t puna_train_norm(int32_t, const uint16_t*, const float*, float, int64_t, int64_t, uint16_t*) {

@@ -18,6 +18,12 @@ struct TrainAttention {
     uint16_t* grad_qkv;
 };
 
+// Decodes one block of a weight format to bf16; null for formats without a decoder.
+struct BlockDecoder {
+    int64_t bytes, values;
+    void (*decode)(const uint8_t* block, uint16_t* out);
+};
+
 struct TrainKernels {
     // Bytes of scratch memory, aligned to 64, that `attend` and `attend_backward` need for one head.
     int64_t (*scratch)(int64_t tokens, int64_t width);
@@ -41,6 +47,10 @@ struct TrainKernels {
     // Returns factor * cross-entropy of the logits; if `train`, replaces them by their gradients. `scratch`: vocab
     // floats, rounded up to 16.
     double (*cross_entropy)(uint16_t* logits, int64_t vocab, int64_t target, float factor, bool train, float* scratch);
+    // Returns the decoder of a format of formats.h.
+    BlockDecoder (*decoder)(int32_t format);
+    // Returns the sum of squares of `count` floats; exact enough for some ten thousand.
+    double (*squares)(const float* x, int64_t count);
 };
 
 #if defined(__x86_64__) && !defined(PUNA_ONLY_PORTABLE)

@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include "formats.h"
+#include "half.h"
 #include "kernels.h"
 #include "training.h"
 
@@ -399,6 +401,20 @@ static double cross_entropy(uint16_t* logits, int64_t vocab, int64_t target, flo
     return static_cast<double>(factor) * (__builtin_log(sum) - static_cast<double>(chosen));
 }
 
+static double squares(const float* x, int64_t count) {
+    f32x16 sum[4] = {broadcast(0.0f), broadcast(0.0f), broadcast(0.0f), broadcast(0.0f)};
+    int64_t i = 0;
+    for (; i + 4 * kLanes <= count; i += 4 * kLanes)
+        for (int k = 0; k < 4; ++k) sum[k] = fma(load(x + i + k * kLanes), load(x + i + k * kLanes), sum[k]);
+    for (; i < count; i += kLanes) {
+        const f32x16 value = load_partial(x + i, count - i);
+        sum[0] = fma(value, value, sum[0]);
+    }
+    return static_cast<double>(reduce_add(sum[0] + sum[1])) + static_cast<double>(reduce_add(sum[2] + sum[3]));
+}
+
+#include "training_blocks.inl"
+
 }  // namespace train_bf16
 
 extern const TrainKernels kTrainBf16 = {
@@ -411,6 +427,8 @@ extern const TrainKernels kTrainBf16 = {
     .gated_backward = train_bf16::gated_backward,
     .rotate = train_bf16::rotate,
     .cross_entropy = train_bf16::cross_entropy,
+    .decoder = train_bf16::decoder,
+    .squares = train_bf16::squares,
 };
 
 }  // namespace puna

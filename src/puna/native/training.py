@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,7 +53,12 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "puna_train_gated_backward": (_INT, _POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER),
     "puna_train_rotate": (_INT, _POINTER, _LONG, _LONG, _LONG, _LONG, _POINTER, _POINTER, _FLOAT),
     "puna_train_cross_entropy": (_INT, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _INT, _POINTER),
+    "puna_train_decode": (_INT, _INT, _POINTER, _LONG, _LONG, _POINTER),
+    "puna_train_squares": (_INT, _POINTER, _POINTER, _INT, _POINTER),
 }
+
+DECODED = frozenset({"q4_0", "q4_1", "q8_0", "q4_K", "q5_K", "q6_K"})
+"""The block formats that puna_train_decode decodes."""
 
 
 def limit_compiled_products() -> None:
@@ -66,7 +72,7 @@ def limit_compiled_products() -> None:
 def is_available() -> bool:
     """Returns whether this processor and the chosen kernels have these functions."""
     try:
-        return chosen_kernels() == BF16_KERNELS and hasattr(load_library(), "puna_train_attention")
+        return chosen_kernels() == BF16_KERNELS and hasattr(load_library(), "puna_train_decode")
     except BackendError:
         return False
 
@@ -123,3 +129,16 @@ def attention(
     name = "puna_train_attention" if grad is None else "puna_train_attention_backward"
     if getattr(_library(), name)(ctypes.byref(job)):
         raise BackendError(f"{name} failed: the system refused threads or memory; use fewer threads or a smaller batch")
+
+
+def sum_of_squares(tensors: Sequence[tuple[Array, int]], threads: int) -> float:
+    """Returns the sum of squares of contiguous float32 tensors, given with their sizes, in float64.
+
+    Sums of 16,384 values are in float32; the result does not depend on the number of threads.
+    """
+    addresses = (_POINTER * len(tensors))(*(tensor.data_ptr() for tensor, _ in tensors))
+    sizes = (_LONG * len(tensors))(*(size for _, size in tensors))
+    result = ctypes.c_double()
+    if _library().puna_train_squares(threads, addresses, sizes, len(tensors), ctypes.byref(result)):
+        raise BackendError("puna_train_squares failed: the system refused threads or memory; use fewer threads")
+    return result.value

@@ -246,8 +246,8 @@ def test_rows_that_pad_a_batch_do_not_change_anything(monkeypatch):
 def test_chunks_of_a_head_that_trains_add_up(monkeypatch):
     batch = new_batch(*LENGTHS)
     results = []
-    for limit in (96 << 20, 1):  # one chunk, or chunks of 32 rows
-        monkeypatch.setattr("puna.training.forward.fused.head.WIDE_CHUNK_BYTES", limit)
+    for limit in (100 << 20, 1):  # one chunk, or chunks of 32 rows
+        monkeypatch.setattr("puna.training.forward.fused.head.CHUNK_BYTES", limit)
         results.append(gradients(FusedForward(attached(new_model(), "full")), batch))
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-6)
     assert error(results[1][1], results[0][1]) < 1e-5

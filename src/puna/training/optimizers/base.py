@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from puna.native import training as native
+
 
 class Optimizer(ABC):
     """An optimizer of named float32 parameters, which reads their `.grad`.
@@ -34,6 +36,10 @@ class Optimizer(ABC):
     def gradient_norm(self) -> float:
         """Returns the Euclidean norm of all gradients, summed in float64."""
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        if native.is_available() and all(item.is_contiguous() and item.dtype == torch.float32 for item in gradients):
+            return math.sqrt(
+                native.sum_of_squares([(item, item.numel()) for item in gradients], torch.get_num_threads())
+            )
         norms = torch._foreach_norm(gradients, 2, torch.float64) if gradients else ()
         return math.hypot(*map(float, norms))
 

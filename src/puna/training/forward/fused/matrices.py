@@ -8,7 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from puna.model.quantized import QuantLinear
+from puna.formats.blocks import FORMATS
+from puna.model.quantized import PackedMatrix, QuantLinear
+from puna.native import training as native
 
 
 class Matrix(Protocol):
@@ -71,8 +73,20 @@ class Packed:
         self._packed, self._dtype = [layer.packed for layer in layers], dtype
 
     def value(self) -> Tensor:  # noqa: D102
-        parts = [packed.dequantize(self._dtype) for packed in self._packed]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return dequantize(self._packed, self._dtype)
+
+
+def dequantize(matrices: Sequence[PackedMatrix], dtype: torch.dtype) -> Tensor:
+    """Returns the values of matrices with equal columns, their rows one after another, (O, I), rounded to `dtype`."""
+    out = torch.empty(sum(packed.rows for packed in matrices), matrices[0].columns, dtype=dtype)
+    fast = dtype == torch.bfloat16 and native.is_available()
+    for packed, rows in zip(matrices, torch.split(out, [packed.rows for packed in matrices]), strict=True):
+        if fast and packed.format in native.DECODED and packed.blocks.is_contiguous():
+            form = FORMATS[packed.format].ggml_id
+            native.call("decode", torch.get_num_threads(), form, packed.blocks, *rows.shape, rows)
+        else:
+            rows.copy_(packed.dequantize(dtype))
+    return out
 
 
 def matrix_of(layers: Sequence[nn.Linear], dtype: torch.dtype) -> Matrix:

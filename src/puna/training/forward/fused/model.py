@@ -17,6 +17,7 @@ from puna.training.batch import Batch
 from puna.training.forward.fused.attention import Attention, attention_for
 from puna.training.forward.fused.head import cross_entropy
 from puna.training.forward.fused.layer import FusedLayer, Pass
+from puna.training.forward.fused.matrices import dequantize
 from puna.training.forward.fused.operations import Operations, normed_rows, operations_for
 from puna.training.forward.fused.projection import master_of
 from puna.training.forward.rows import Supervised, decoder_of, positions, prepend, remove, with_noise, without_last
@@ -98,7 +99,7 @@ class FusedForward:
         head = self.trainable.model.get_output_embeddings()
         assert head is not None, "only language models have losses of tokens"
         if isinstance(head, QuantLinear):
-            value = head.packed.dequantize(self._dtype)
+            value = dequantize([head.packed], self._dtype)
             return value, value
         return self._master(head.weight), head.weight.detach().to(self._dtype)
 
