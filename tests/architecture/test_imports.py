@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ast
-
-import pytest
+from collections.abc import Iterable
 
 from tests.architecture.source_tree import (
     cycles,
@@ -66,27 +65,26 @@ OPTIONAL = {
 NETWORK = {"cli/server/top.py": {"urllib"}}
 """Modules outside `hub` that use the network: `puna top` reads the metrics of a server."""
 
-every_module = pytest.mark.parametrize("path", modules(), ids=short_path)
-
 
 def test_every_module_has_a_layer():
     assert {package_of(path) for path in modules()} - {"__init__", "__main__"} <= LEVEL.keys()
     assert len(modules()) > 30
 
 
-@every_module
-def test_imports_go_down(path):
-    package = package_of(path)
-    if package in ("__init__", "__main__"):
-        return
-    for name, line in imports(tree_of(path)):
-        first, _, rest = name.partition(".")
-        if first != "puna":
+def test_imports_go_down():
+    for path in modules():
+        package = package_of(path)
+        if package in ("__init__", "__main__"):
             continue
-        other = rest.partition(".")[0]
-        assert other, f"{path.name}:{line}: imports the whole package; import the module that is needed"
-        allowed = other in ("__version__", package) or LEVEL[other] < LEVEL[package]
-        assert allowed, f"{path.name}:{line}: {package} imports {other}"
+        for name, line in imports(tree_of(path)):
+            first, _, rest = name.partition(".")
+            if first != "puna":
+                continue
+            place = f"{short_path(path)}:{line}"
+            other = rest.partition(".")[0]
+            assert other, f"{place}: imports the whole package; import the module that is needed"
+            allowed = other in ("__version__", package) or LEVEL[other] < LEVEL[package]
+            assert allowed, f"{place}: {package} imports {other}"
 
 
 def test_imports_form_a_tree_inside_every_package():
@@ -106,31 +104,34 @@ def test_imports_in_functions_and_for_types_are_part_of_the_graph():
     assert "puna.errors" in graph["puna.files.resumable"]
 
 
-@every_module
-def test_the_core_imports_no_torch_and_nothing_imports_transformers(path):
-    tree = tree_of(path)
-    imported = {name.split(".")[0] for name, _ in imports(tree)}
-    assert imported & OTHER_LIBRARIES <= OPTIONAL.get(short_path(path), set())
-    assert not {name.split(".")[0] for name in imports_at_load(tree)} & OTHER_LIBRARIES
-    if package_of(path) not in TORCH_PACKAGES:
-        assert "torch" not in {name.split(".")[0] for name in imports_at_load(tree)}
+def test_the_core_imports_no_torch_and_nothing_imports_transformers():
+    for path in modules():
+        tree, name = tree_of(path), short_path(path)
+        at_load = _first_names(imports_at_load(tree))
+        assert _first_names(name for name, _ in imports(tree)) & OTHER_LIBRARIES <= OPTIONAL.get(name, set()), name
+        assert not at_load & OTHER_LIBRARIES, name
+        assert package_of(path) in TORCH_PACKAGES or "torch" not in at_load, name
 
 
-@every_module
-def test_only_hub_uses_the_network(path):
+def test_only_hub_uses_the_network():
     network = {"huggingface_hub", "urllib", "http", "socket", "requests", "httpx"}
-    tree = tree_of(path)
-    network_imports = {name.split(".")[0] for name, _ in imports(tree)} & network
-    allowed = NETWORK.get(short_path(path), {"huggingface_hub"} if package_of(path) == "hub" else set())
-    assert network_imports <= allowed
-    assert not {name.split(".")[0] for name in imports_at_load(tree)} & network
+    for path in modules():
+        tree, name = tree_of(path), short_path(path)
+        allowed = NETWORK.get(name, {"huggingface_hub"} if package_of(path) == "hub" else set())
+        assert _first_names(name for name, _ in imports(tree)) & network <= allowed, name
+        assert not _first_names(imports_at_load(tree)) & network, name
 
 
-@every_module
-def test_only_native_reads_the_environment(path):
+def test_only_native_reads_the_environment():
     """`templates/process.py` passes a part of the environment, without secrets, to the process that it starts."""
-    if package_of(path) == "native" or path.parts[-2:] == ("templates", "process.py"):
-        return
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
-            assert node.attr not in ("environ", "getenv"), f"{path.name}:{node.lineno}"
+    for path in modules():
+        if package_of(path) == "native" or path.parts[-2:] == ("templates", "process.py"):
+            continue
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
+                assert node.attr not in ("environ", "getenv"), f"{short_path(path)}:{node.lineno}"
+
+
+def _first_names(modules: Iterable[str]) -> set[str]:
+    """Returns the names of the packages of modules: "torch" of "torch.nn"."""
+    return {name.partition(".")[0] for name in modules}
