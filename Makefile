@@ -3,7 +3,7 @@
 #   make serve     start a server with this model, and a page for it, at http://127.0.0.1:8000
 #   make test      all tests; TESTS=tests/config runs a part
 #   make test-fast the tests to run while editing, in less than a minute
-#   make test-core the same without PyTorch and transformers, as if they were not installed
+#   make test-core all tests that are not slow, without PyTorch and transformers, as if they were not installed
 #   make test-page tests of the chat page in Debian's Chromium
 #   make check     formatting, lint, types, and a C++ build without warnings
 #   make kernels   compare the native kernels of every instruction set with reference implementations
@@ -43,7 +43,7 @@ REPORT = (while sleep 15 > /dev/null 2>&1; do \
 RELEASE := -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON
 PROGRAMS := schedules kernels $(if $(filter x86_64 amd64,$(shell uname -m)),kernels_emulated)
 
-.PHONY: compatibility fuzz fuzz-server demo serve soak test test-fast test-core test-page test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
+.PHONY: compatibility costs fuzz fuzz-server demo serve soak test test-fast test-core test-page test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
 	bench peers limits clean tools packages oracles native install
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two runs of pip must not write to one environment
@@ -74,8 +74,14 @@ fuzz-server: $(READY)
 test-timing: $(READY) $(ORACLES)
 	$(PYTEST) -m timing $(or $(TESTS),$$(grep -rl --include='test_*.py' mark.timing tests)) || test $$? = 5
 
+# Tests of all packages whose cases take less than 0.1 s together: almost half of all tests.
 test-fast: $(READY)
-	$(PYTEST) $(PARALLEL) -m "not slow and not timing and not oracle" $(TESTS)
+	$(PYTEST) $(PARALLEL) -m "not costly and not slow and not timing and not oracle" $(TESTS)
+
+# Measures the time of each test that is not slow, and lists the costly ones in tests/costly.txt. Takes about five minutes
+# and needs an idle machine.
+costs: $(READY)
+	$(PYTEST) --record-costs -m "not slow and not timing and not oracle"
 
 # tests/without_torch hides PyTorch and transformers: tests that need them are skipped, and all others must pass.
 # PASSED=FILE records the tests that passed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import signal
@@ -10,22 +11,48 @@ from pathlib import Path
 
 import pytest
 
+from tests.costs import CostRecorder, is_costly, is_costly_folder
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 """Downloaded models and data, in a folder next to the checkout. Most clones do not have it."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options with which .ci/run runs a test without PyTorch or with it, but not twice."""
+    """Options of `make costs` and of .ci/run, which runs a test without PyTorch or with it, but not twice."""
     parser.addoption("--record-passed", metavar="FILE", help="write the names of the tests that pass to this file")
     parser.addoption("--leave-out", metavar="FILE", help="do not run the tests named in this file")
+    parser.addoption("--record-costs", action="store_true", help="write the names of costly tests to tests/costly.txt")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the recorder of passed tests, in the process that receives the reports of all workers."""
+    """Registers the recorders; that of passed tests in the process that receives the reports of all workers."""
+    if config.getoption("--record-costs"):
+        config.pluginmanager.register(CostRecorder())
     file = config.getoption("--record-passed")
     if file and not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Recorder(Path(file)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collects no garbage during the collection of tests, which halves its time, and excludes existing objects later.
+
+    Modules and collected tests are needed until the end; searching them for garbage takes 0.1 s each time.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Does not import the tests of costly folders if -m excludes them."""
+    excluded = "not costly" in config.getoption("-m") and is_costly_folder(collection_path)
+    return True if excluded else None
 
 
 class _Recorder:
@@ -46,11 +73,13 @@ class _Recorder:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselects the tests that need SHARED where it is absent (see the fixture `shared`), and those of --leave-out.
 
-    Tests with the marker `soak` get `slow` as well.
+    Tests with the marker `soak` get `slow` as well, and tests that `costs.py` lists get `costly`.
     """
     for item in items:
         if item.get_closest_marker("soak"):
             item.add_marker("slow")
+        if is_costly(item.nodeid):
+            item.add_marker("costly")
     file = config.getoption("--leave-out")
     names = set(Path(file).read_text(encoding="utf-8").splitlines()) if file else set()
     removed = [item for item in items if item.nodeid in names or (_needs_shared(item) and not SHARED.is_dir())]
