@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from operator import add
+from operator import add, eq
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,8 +211,8 @@ def read_tiktoken(path: Path) -> Tokenizer:
     from tokenizers import AddedToken
 
     tokens = _read_ranks(read_file(path, TokenizerError, _RANKS_LIMIT), str(path))
-    vocab = {_to_alphabet(token): rank for rank, token in enumerate(tokens)}
-    if len(vocab) != len(tokens) or not all(_to_alphabet(bytes((byte,))) in vocab for byte in range(256)):
+    vocab = {token: rank for rank, token in enumerate(_in_alphabet(tokens))}
+    if len(vocab) != len(tokens) or not vocab.keys() >= CHARACTER_TO_BYTE.keys():
         fault = "a token appears twice" if len(vocab) != len(tokens) else "a byte has no token"
         raise TokenizerError(f"{path}: {fault}; download the file again")
     special = special_tokens()
@@ -306,7 +306,8 @@ def merges_of(tokens: Iterable[str], vocab: Mapping[str, int]) -> list[tuple[str
         return []
     spans, starts, ends = _spans(keys)
     find = _index(spans(starts, ends))
-    spans, starts, ends = _spans(results)
+    if results != keys:
+        spans, starts, ends = _spans(results)
     result = np.repeat(np.arange(len(results)), ends - starts)  # of each character
     middle = np.flatnonzero(np.arange(len(result)) > starts[result])  # where the second part of a pair begins
     left = find(spans(starts[result[middle]], middle))
@@ -314,9 +315,9 @@ def merges_of(tokens: Iterable[str], vocab: Mapping[str, int]) -> list[tuple[str
     right = find(spans(middle, ends[result[middle]]))
     result, left, right = result[middle][right >= 0], left[right >= 0], right[right >= 0]
     ids = np.fromiter(vocab.values(), np.int64, len(keys))
-    by_ids = np.lexsort((ids[right], ids[left], result))
+    by_ids = np.lexsort((ids[left], result))  # the first part of a token determines the second
     first, second = ([keys[i] for i in part[by_ids].tolist()] for part in (left, right))
-    if list(map(add, first, second)) != [results[i] for i in result.tolist()]:
+    if not all(map(eq, map(add, first, second), map(results.__getitem__, result.tolist()))):
         raise TokenizerError("two parts of tokens have the same hash, so the merges are unknown; use a tokenizer.json")
     return list(zip(first, second, strict=True))
 
@@ -364,6 +365,11 @@ def _spans(tokens: Sequence[str]) -> tuple[Callable[[Indices, Indices], Hashes],
     return lambda first, last: (sums[last] - sums[first]) * inverse[first], np.append(0, ends[:-1]), ends
 
 
-def _to_alphabet(data: bytes) -> str:
-    """Returns the characters of the alphabet that represent the bytes."""
-    return data.decode("latin-1").translate(BYTE_TO_CHARACTER)
+def _in_alphabet(tokens: Sequence[bytes]) -> list[str]:
+    """Returns tokens with their bytes as characters of the alphabet."""
+    import numpy as np
+
+    characters = np.array([ord(BYTE_TO_CHARACTER[byte]) for byte in range(256)], np.uint32)
+    text = characters[np.frombuffer(b"".join(tokens), np.uint8)].astype("<u4").tobytes().decode("utf-32-le")
+    ends = np.fromiter(map(len, tokens), np.int64, len(tokens)).cumsum().tolist()
+    return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
