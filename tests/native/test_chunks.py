@@ -102,6 +102,27 @@ def test_filled_pages_continue_with_the_same_bits(cache, kernels):
     assert (filled.forward([Chunk((1, 0), ids[100:], 100, 10)]).logits == expected).all()
 
 
+@pytest.mark.parametrize("cache", CACHES)
+def test_cached_tokens_are_those_that_filled_the_pages(cache, kernels):
+    config = config_of(**(SHAPES["heads_of_100"] | {"max_position_embeddings": 128}))
+    backend, random = native_backend(config, cache), np.random.default_rng(0)
+    shape = (config.num_hidden_layers, config.num_key_value_heads, 100, config.head_dim)
+    parts = [random.standard_normal(shape, np.float32) for _ in range(2)]
+    backend.fill_pages((1, 0), *parts)
+    if cache == "q8_0":
+        with pytest.raises(BackendError, match="q8_0"):
+            backend.cached_tokens((1, 0), 100)
+        return
+    for result, part in zip(backend.cached_tokens((1, 0), 100), parts, strict=True):
+        if cache == "f16":
+            part = part.astype(np.float16)
+        elif cache == "bf16":  # rounded to the nearest even number
+            bits = part.view(np.uint32)
+            part = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).view(np.float32)
+        assert result.dtype == np.float32
+        assert (result == part).all()
+
+
 def test_filled_pages_hold_the_keys_of_pytorch():
     torch = pytest.importorskip("torch")
     from tests.helpers.reference_models import pair

@@ -22,6 +22,7 @@ from puna.config import LlamaConfig
 from puna.config.frequencies import Frequencies, RotaryFrequencies
 from puna.errors import BackendError, RequestError
 from puna.native.adapters import load_adapter
+from puna.native.cached_tokens import decode_pages
 from puna.native.library import (
     BF16_KERNELS,
     OUTPUTS,
@@ -90,7 +91,7 @@ class NativeBackend:
         self._library = load_library()
         self._rope = RotaryFrequencies(config)
         target = quantized_format(quantize, tensors)
-        cache_type = _cache_type("f32" if float32 and cache is None else cache, tensors)
+        self._cache_type = cache_type = _cache_type("f32" if float32 and cache is None else cache, tensors)
         shape = _shape(config, cache_type, self._rope.by_length)
         self.cache_bytes_per_token = int(self._library.puna_cache_bytes(ctypes.byref(shape)))
         self.pages = cache_pages(
@@ -269,6 +270,13 @@ class NativeBackend:
                 self._model, numbers, len(pages), tokens, keys.ctypes.data, values.ctypes.data
             )
         )
+
+    def cached_tokens(self, pages: Sequence[int], tokens: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Returns the keys and values of the first tokens of a sequence: the inverse of `fill_pages`."""
+        config = self.config
+        shape = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+        keys, values = decode_pages(self.read_pages(pages), shape, self._cache_type)
+        return keys[:, :, :tokens], values[:, :, :tokens]
 
     def _page_numbers(self, pages: Sequence[int]) -> bytes:
         for page in pages:

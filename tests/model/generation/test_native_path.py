@@ -99,6 +99,50 @@ def test_assisted_generation_gives_the_tokens_of_pytorch(settings: dict[str, Any
     both_paths(new_model(), IDS[:1].repeat(1, 2), max_new_tokens=40, **settings)
 
 
+OUTPUTS: dict[str, Any] = {
+    "return_dict_in_generate": True, "output_scores": True, "output_logits": True, "max_new_tokens": 60,
+    "eos_token_id": [], "pad_token_id": 0, "seed": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [
+    {"name": "gqa2"}, {"name": "dynamic_mqa"}, {"dtype": torch.bfloat16, "max_new_tokens": 1},
+    {"num_beams": 3, "num_return_sequences": 2}, {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7},
+    {"do_sample": True, "num_return_sequences": 2, "top_k": 0}, {"prompt_lookup_num_tokens": 3, "rows": 1},
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*")
+def test_outputs_are_those_of_pytorch(settings: dict[str, Any]) -> None:
+    """Scores, logits and the cache; the cache continues in the module, also where keys are cached unrotated."""
+    settings, dtype = dict(settings), settings.get("dtype", torch.float32)
+    model = pair(config_of(**CONFIGURATIONS[settings.pop("name", "gqa4")], max_position_embeddings=128))[0].to(dtype)
+    mask = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1], [1] * 9, [0] + [1] * 8])[-settings.pop("rows", 3) :]
+    options = {**OUTPUTS, "attention_mask": mask, **{key: value for key, value in settings.items() if key != "dtype"}}
+    native = model.generate(IDS[-len(mask) :], **options)
+    assert model.generation_path == "native"
+    model.native_generation = False
+    expected = model.generate(IDS[-len(mask) :], **options)
+    assert model.generation_path.startswith("torch")
+    limit = 1e-5 if dtype == torch.float32 else 0.1
+    assert list(native) == list(expected)
+    assert torch.equal(native.sequences, expected.sequences)
+    for name in ("scores", "logits"):
+        assert max(map(distance, native[name], expected[name])) <= limit
+    for ours, theirs in zip(native.past_key_values, expected.past_key_values, strict=True):
+        assert ours[0].dtype == dtype
+        rows = len(ours[0]) // len(mask)
+        columns = torch.nn.functional.pad(mask, (0, ours[0].shape[2] - mask.shape[1]), value=1)
+        real = columns.repeat_interleave(rows, 0).bool()  # (rows, tokens)
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.shape == b.shape
+            assert distance(a.transpose(1, 2), b.transpose(1, 2), real) <= limit
+    if rows == 1:
+        token, every = native.sequences[:, -1:], torch.cat((columns, mask[:, :1] | 1), dim=1)
+        logits = [
+            model(token, attention_mask=every, past_key_values=out.past_key_values).logits for out in (native, expected)
+        ]
+        assert distance(*logits) <= limit
+
+
 def test_tokens_after_embeddings_equal_those_of_pytorch() -> None:
     model = new_model()
     embeds = torch.randn(2, 7, 48, generator=torch.Generator().manual_seed(0))

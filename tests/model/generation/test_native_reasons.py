@@ -145,7 +145,8 @@ def test_observed_operations_and_autocast_use_pytorch() -> None:
 
 CALLS: list[tuple[dict[str, Any], str]] = [
     ({"use_cache": False}, "use_cache is False"),
-    ({"return_dict_in_generate": True}, "return_dict_in_generate is True"),
+    ({"return_dict_in_generate": True, "output_attentions": True}, "output_attentions is True"),
+    ({"return_dict_in_generate": True, "output_hidden_states": True}, "output_hidden_states is True"),
 ]
 
 

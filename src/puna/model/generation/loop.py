@@ -98,6 +98,9 @@ class Forward(Protocol):
     def crop(self, cache: Any, length: int) -> Any:
         """Returns a cache of the first `length` tokens."""
 
+    def past_key_values(self, cache: Any) -> KVCache | None:
+        """Returns a cache in the form of the model's outputs; None without a cache."""
+
 
 class TorchForward:
     """`Forward`, implemented by the PyTorch module.
@@ -158,6 +161,10 @@ class TorchForward:
     def crop(self, cache: Any, length: int) -> Any:
         """See `Forward`."""
         return cache if cache is None else KVCache.of(cache).crop(length)
+
+    def past_key_values(self, cache: Any) -> KVCache | None:
+        """See `Forward`."""
+        return cache if isinstance(cache, KVCache) else None
 
 
 @dataclass
@@ -262,7 +269,9 @@ class Decoding:
         """Returns the fields of an output that `record` collected, and the cache."""
         names = ("scores", "logits", "attentions", "hidden_states")
         collected = {name: tuple(getattr(self.collected, name)) for name in names if self.requests(name)}
-        return {**collected, "past_key_values": cache if isinstance(cache, KVCache) else None}
+        needed = self.settings.return_dict_in_generate or self.prompt.cache is not None
+        past = self.runner.past_key_values(cache) if needed else None
+        return {**collected, "past_key_values": past}
 
     def output(self, ids: Tensor, cache: Any) -> GenerateDecoderOnlyOutput:
         """Returns the texts, `ids`, with the optional outputs that the settings request."""

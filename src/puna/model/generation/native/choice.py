@@ -79,7 +79,7 @@ def choose_forward(model: LanguageModel, settings: GenerationConfig, prompt: Pro
         if isinstance(runtime, NativeRuntime):
             pages = sum(page_count(tokens + limit) for tokens in prompt.mask.sum(1).tolist())
             if pages <= runtime.pool.count:
-                return NativeForward(runtime, model.config, prompt.embeds), "native"
+                return NativeForward(runtime, model.config, model.dtype, prompt.embeds), "native"
             runtime = "the keys and values do not fit in memory"
         reason = runtime
     return TorchForward(model, prompt, settings.use_cache), f"torch: {reason}"
@@ -95,8 +95,9 @@ def _reason_of_call(settings: GenerationConfig, prompt: Prompt) -> str | None:
         return "position_ids is given"
     if prompt.extra:
         return f"{', '.join(prompt.extra)} is given"
-    if settings.return_dict_in_generate:
-        return "return_dict_in_generate is True, and the output contains past_key_values"
+    for name in ("output_attentions", "output_hidden_states"):
+        if settings.return_dict_in_generate and getattr(settings, name):
+            return f"{name} is True"
     if generation_mode(settings) in _NEED_THE_MODULE:
         return f"{generation_mode(settings).value} uses hidden states"
     if prompt.mask.device.type != "cpu":

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from puna.backend import PAGE, Chunk, page_count
 from puna.config import LlamaConfig
+from puna.config.frequencies import RotaryFrequencies
+from puna.model.cache import KVCache
 from puna.model.checks import check_ids
 from puna.model.generation.native.pages import CachedRow, NativeCache, PagePool, SharedPages
 from puna.model.generation.native.weights import ModuleWeight
@@ -45,6 +47,8 @@ class NativeRuntime:
         slots = max(1, MAX_CACHED // PAGE // page_count(config.context_length))
         self._backend = NativeBackend(config, weights, threads, slots, cache=cache)
         self._lock = Lock()
+        self.by_length = RotaryFrequencies(config).by_length
+        """Whether rotary frequencies depend on the length, so that keys are cached unrotated."""
         self.pool = PagePool(self._backend.pages)
 
     def logits(self, chunks: list[Chunk]) -> NDArray[np.float32]:
@@ -57,6 +61,12 @@ class NativeRuntime:
         with self._lock:
             self._backend.write_pages((target,), self._backend.read_pages((source,)))
 
+    def cached_tokens(self, sequence: CachedRow) -> tuple[Tensor, Tensor]:
+        """Returns the keys and values of a sequence, each (layers, kv_heads, tokens, head_dim), float32."""
+        with self._lock:
+            keys, values = self._backend.cached_tokens(sequence.pages, sequence.length)
+        return torch.from_numpy(keys), torch.from_numpy(values)
+
 
 class NativeForward:
     """`Forward`, implemented by the native runtime, for one call of `generate()`.
@@ -67,12 +77,16 @@ class NativeForward:
     Args:
         runtime: the packed weights.
         config: the module's configuration.
+        dtype: the type of the module's keys and values.
         embeds: (R, T, D), the inputs of the first forward pass in place of its ids; None without embeddings.
     """
 
-    def __init__(self, runtime: NativeRuntime, config: LlamaConfig, embeds: Tensor | None = None) -> None:
+    def __init__(
+        self, runtime: NativeRuntime, config: LlamaConfig, dtype: torch.dtype, embeds: Tensor | None = None
+    ) -> None:
         self._runtime = runtime
         self._config = config
+        self._dtype = dtype
         self._embeds = embeds
         self._shared = SharedPages(runtime.pool)
 
@@ -119,6 +133,19 @@ class NativeForward:
     def crop(self, cache: NativeCache | None, length: int) -> NativeCache | None:
         """See `Forward`."""
         return None if cache is None else cache.crop(length)
+
+    def past_key_values(self, cache: NativeCache | None) -> KVCache | None:
+        """See `Forward`. The keys and values of padding are 0."""
+        if cache is None:
+            return None
+        mask, config = cache.mask.bool(), self._config
+        shape = (config.num_hidden_layers, len(mask), config.num_key_value_heads, mask.shape[1], config.head_dim)
+        keys, values = (torch.zeros(shape, dtype=self._dtype) for _ in range(2))
+        for row, sequence in enumerate(cache.sequences):
+            for target, source in zip((keys, values), self._runtime.cached_tokens(sequence), strict=True):
+                target[:, row][:, :, mask[row]] = source.to(self._dtype)
+        positions = (mask.cumsum(1) - 1).clamp(min=0) if self._runtime.by_length else None
+        return KVCache(zip(keys, values, strict=True), positions)
 
     def _inputs(self, ids: Tensor, new: Tensor, first: bool) -> list[_Input]:
         """Returns the tokens of each row without padding; `new` is the mask, (R, T), of the new columns."""

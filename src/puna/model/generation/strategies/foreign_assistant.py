@@ -60,3 +60,6 @@ class ForeignForward:
         if excess > 0:
             cache.crop(-excess)  # transformers 5 refuses lengths
         return cache
+
+    def past_key_values(self, cache: Any) -> None:
+        """See `Forward`. The cache of an assistant is not returned."""
