@@ -50,7 +50,6 @@ REASONS: dict[str, str] = {
     "LlamaForCausalLM.generate_batch": _SERVING,
     "LlamaForCausalLM.adjust_generation_fn": _CODE,
     "LlamaForCausalLM.load_custom_generate": "code of the hub is never run",
-    "LlamaForCausalLM.heal_tokens": "called by `generate()` for `token_healing`, which puna does not have",
     "LlamaForCausalLM.prepare_inputs_for_generation(next_sequence_length)": _CODE,
     "LlamaForCausalLM.prepare_inputs_for_generation(is_first_iteration)": _CODE,
     # Models

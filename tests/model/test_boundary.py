@@ -174,7 +174,6 @@ def test_prepare_inputs_refuses_a_mask_of_an_invalid_length(model: LlamaForCausa
 
 
 UNSUPPORTED_ARGUMENTS: list[tuple[str, Any, Any]] = [
-    ("token_healing", True, False),
     ("use_mtp", True, None),
     ("speculation_type", "dflash", None),
 ]

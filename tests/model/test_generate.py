@@ -275,7 +275,7 @@ INVALID_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"inputs_embeds": torch.zeros(3, 6, 48)}, "2 rows of ids and 3 of inputs_embeds"),
     ({"custom_generate": "owner/name"}, "custom_generate is 'owner/name'"),
     ({"cache_implementation": "paged"}, "cache_implementation is 'paged'.*'static'"),
-    ({"token_healing": True}, "token_healing is True"),
+    ({"token_healing": True}, "token_healing needs the model's tokenizer"),
     ({"max_new_token": 4}, "no argument 'max_new_token'.*did you mean 'max_new_tokens'"),
     ({"temprature": 0.4}, "did you mean 'temperature'"),
     ({"streamer": object()}, "streamer is .*must have put and end"),

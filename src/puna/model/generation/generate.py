@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from puna.config import GenerationConfig, GenerationOptions
-from puna.errors import RequestError, show
+from puna.errors import RequestError
 from puna.model.cache import KVCache, LegacyCache
 from puna.model.checks import check_layers
 from puna.model.foreign_cache import extend, read_layers
 from puna.model.generation.arguments import check_arguments, check_copies
 from puna.model.generation.criteria import Criterion, build_criteria
+from puna.model.generation.custom import check_custom, custom_arguments, run_custom
 from puna.model.generation.lengths import maximum_length
 from puna.model.generation.loop import Decoding, LanguageModel, Streamer, is_sharded
 from puna.model.generation.native.choice import choose_forward
@@ -29,6 +30,7 @@ from puna.model.generation.processors.build import Context, build_processors
 from puna.model.generation.prompt import Prompt, PromptArguments, read_prompt
 from puna.model.generation.settings import check_names, choose_generator, generation_mode, merge_settings
 from puna.model.generation.strategies.table import STRATEGIES
+from puna.model.generation.token_healing import healed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -66,7 +68,7 @@ def generate(
     negative_prompt_ids: Tensor | None = None,
     negative_prompt_attention_mask: Tensor | None = None,
     use_model_defaults: bool | None = None,
-    custom_generate: None = None,
+    custom_generate: Callable[..., Any] | None = None,
     **options: Unpack[GenerateOptions],
 ) -> Tensor | GenerateOutput:
     """Continues each row of the prompt: greedily, by sampling, or with another strategy that the settings select.
@@ -83,7 +85,9 @@ def generate(
         streamer: receives the prompt and each token; one prompt without beams.
         negative_prompt_ids, negative_prompt_attention_mask: for `guidance_scale`.
         use_model_defaults: whether the model's settings are used where `generation_config` sets none.
-        custom_generate: must be None.
+        custom_generate: a decoding loop in place of puna's, whose result is returned: a function (model, input_ids,
+            logits_processor, stopping_criteria, generation_config, attention_mask, use_cache, logits_to_keep, ...). It
+            also receives the keywords of this call that only its signature has.
         options: the fields of `GenerationConfig`, which override `generation_config`. None disables a filter or
             penalty, and restores the default of any other field. And:
             attention_mask: (B, T), 0 for padding, which belongs on the left. By default, tokens equal to the pad token
@@ -105,12 +109,10 @@ def generate(
     Warns:
         UserWarning: about arguments that are probably a mistake, such as a prompt longer than `max_length`.
     """
-    if custom_generate is not None:
-        raise RequestError(
-            f"custom_generate is {show(custom_generate)}; code of other repositories is not run. Call the function "
-            "yourself with the model"
-        )
-    changes, arguments = _split(self, options)
+    check_custom(custom_generate)
+    keywords: dict[str, Any] = {**options}
+    own_arguments = custom_arguments(custom_generate, keywords, _names(self))
+    changes, arguments = _split(self, keywords)
     check_arguments(
         {
             **arguments, "logits_processor": logits_processor, "stopping_criteria": stopping_criteria,
@@ -123,6 +125,8 @@ def generate(
     strategy = _strategy(settings, assistant_model, streamer)
     random = choose_generator(arguments.get("seed"), arguments.get("generator"), self.device)
     prompt = _read_prompt(self, settings, inputs, arguments)
+    if settings.token_healing:
+        prompt = healed(self, prompt, arguments.get("tokenizer"))
     tokens, longest = prompt.ids.shape[1], maximum_length(settings, prompt.ids.shape[1])
     criteria = build_criteria(
         settings, longest, stopping_criteria or (), arguments.get("tokenizer"), self.config.context_length
@@ -152,6 +156,8 @@ def generate(
         tokenizers=(arguments.get("tokenizer"), arguments.get("assistant_tokenizer")),
     )
     with torch.no_grad():
+        if custom_generate is not None:
+            return run_custom(custom_generate, decoding, tokens + limit, own_arguments)
         out = strategy(decoding) if limit else GenerateDecoderOnlyOutput(prompt.ids)
     _extend_cache(arguments.get("past_key_values"), out)
     return out if settings.return_dict_in_generate else out.sequences
@@ -172,12 +178,22 @@ def _split(model: LanguageModel, options: Mapping[str, Any]) -> tuple[dict[str, 
     Raises:
         RequestError: if there is no such argument; None is accepted for any name, as in transformers.
     """
-    fields = GenerationConfig().to_dict().keys() | model.generation_config.extra.keys()
-    own = {*GenerateOptions.__annotations__, *_FORWARD_ONLY, *inspect.signature(model.forward).parameters}
+    fields = _fields(model)
     settings = {name: value for name, value in options.items() if name in fields}
     others = {name: value for name, value in options.items() if name not in fields}
-    check_names([name for name, value in others.items() if value is not None], [*sorted(own | fields), *_METHOD])
+    check_names([name for name, value in others.items() if value is not None], [*sorted(_names(model)), *_METHOD])
     return settings, others
+
+
+def _fields(model: LanguageModel) -> set[str]:
+    """Returns the names of settings."""
+    return {*GenerationConfig().to_dict(), *model.generation_config.extra}
+
+
+def _names(model: LanguageModel) -> set[str]:
+    """Returns the names of keywords that are not in the signature of `generate`."""
+    own = {*GenerateOptions.__annotations__, *_FORWARD_ONLY, *inspect.signature(model.forward).parameters}
+    return own | _fields(model)
 
 
 _METHOD = tuple(inspect.signature(generate).parameters)[1:-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from puna.model.generation.direct import DirectMethods
 from puna.model.generation.generate import generate
 from puna.model.generation.native.choice import native_generation
+from puna.model.generation.token_healing import heal_tokens
 from puna.model.generation.transition_scores import compute_transition_scores
 
 
@@ -17,4 +18,5 @@ class GenerationMixin(DirectMethods):
     native_generation = native_generation
 
     generate = generate
+    heal_tokens = heal_tokens
     compute_transition_scores = compute_transition_scores

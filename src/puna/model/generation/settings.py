@@ -23,7 +23,6 @@ _CACHES = (
 """The caches of transformers. They differ in speed and memory; here all are the same cache, without quantisation."""
 
 _UNSUPPORTED = {
-    "token_healing": "append no partial word to the prompt instead",
     "use_mtp": "the model has no layers that predict several tokens",
     "speculation_type": "pass an assistant_model instead",
 }
