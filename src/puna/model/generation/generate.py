@@ -157,7 +157,8 @@ def generate(
     )
     with torch.no_grad():
         if custom_generate is not None:
-            return run_custom(custom_generate, decoding, tokens + limit, own_arguments)
+            result: GenerateOutput = run_custom(custom_generate, decoding, tokens + limit, own_arguments)
+            return result
         out = strategy(decoding) if limit else GenerateDecoderOnlyOutput(prompt.ids)
     _extend_cache(arguments.get("past_key_values"), out)
     return out if settings.return_dict_in_generate else out.sequences

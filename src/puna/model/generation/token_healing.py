@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +13,11 @@ from puna.config import GenerationConfig
 from puna.errors import RequestError
 from puna.model.generation.prompt import Prompt
 
-if TYPE_CHECKING:
-    from puna.model.generation.loop import LanguageModel
-
 _BIAS, _OWN_BIAS = 10.0, 11.0
 """Added to the scores of all tokens that start with the last token; slightly more to the token itself."""
 
 
-def heal_tokens(self: LanguageModel, input_ids: Tensor, tokenizer: Any = None) -> Tensor:
+def heal_tokens(self: Any, input_ids: Tensor, tokenizer: Any = None) -> Tensor:
     """Replaces the last token of each prompt with the most likely token that starts with its text.
 
     Prompts are decoded, stripped of white space and encoded again; BOS becomes padding, as in transformers.
@@ -72,7 +69,7 @@ def _extensions(tokenizer: Any, vocabulary: dict[str, int], token: int) -> Seque
     return [index for other, index in vocabulary.items() if other.startswith(text)]
 
 
-def healed(model: LanguageModel, prompt: Prompt, tokenizer: Any) -> Prompt:
+def healed(model: Any, prompt: Prompt, tokenizer: Any) -> Prompt:
     """Returns the prompt with healed tokens. The mask is kept if the number of tokens has not changed.
 
     Raises:
