@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from puna.errors import ConfigError
 from puna.model import LlamaForCausalLM
 from puna.training.batch import Batch, Example, Source
-from puna.training.estimate import Work, estimate, fit, read_limits, work_of
+from puna.training.estimate import Work, _measured, estimate, fit, limited, read_limits, work_of
 from puna.training.forward.choice import forward_for
 from puna.training.methods.table import METHODS
+from puna.training.optimizers.adamw import AdamW
+from puna.training.probe import Measurement, measure_pass
 from puna.training.report.durations import read_seconds
 from puna.training.settings import TrainingSettings
+from puna.training.trainer import Trainer
 from tests.golden.files import LAYOUTS
+from tests.training.tiny import PlainText
 
 LENGTHS = (48, 48, 48)
 
@@ -81,18 +87,19 @@ def work(**values) -> tuple[Work, TrainingSettings]:
 
 def test_time_is_operations_by_speed():
     own, settings = work()
-    result = estimate(own, settings, 1e9, base=0)
-    assert result.seconds == pytest.approx(own.operations() / 1e9)
-    assert estimate(own, settings, 2e9, base=0).seconds == pytest.approx(result.seconds / 2)
+    result = estimate(own, settings, Measurement(1e9), base=0)
+    optimizer = own.steps * own.trained * 28 / 8e9
+    assert result.seconds == pytest.approx(own.operations() / 1e9 + optimizer)
+    assert estimate(own, settings, Measurement(2e9), base=0).seconds == pytest.approx((result.seconds + optimizer) / 2)
 
 
 def test_a_time_limit_chooses_steps():
     own, settings = work()
-    seconds = own.operations() / 1e9
-    changed, (note,) = fit(own, settings, 1e9, None, seconds / 4)
+    seconds = own.seconds(1e9)
+    changed, (note,) = fit(own, settings, Measurement(1e9), None, seconds / 4 + 1e-9)
     assert changed.steps == 25
     assert "chose steps = 25 of 100" in note
-    same, (note,) = fit(own, settings, 1e9, None, seconds * 2)
+    same, (note,) = fit(own, settings, Measurement(1e9), None, seconds * 2)
     assert same == settings
     assert "nothing was changed" in note
 
@@ -100,17 +107,17 @@ def test_a_time_limit_chooses_steps():
 def test_a_memory_limit_chooses_smaller_passes_then_recomputed_activations():
     own, settings = work(tokens=512.0, longest=64)
     settings = settings.changed(batch_size=16, micro_batch_tokens=4096)
-    full = estimate(own, settings, 1e9, base=0).memory
-    same, _ = fit(own, settings, 1e9, full, None, base=0)
+    full = estimate(own, settings, Measurement(1e9), base=0).memory
+    same, _ = fit(own, settings, Measurement(1e9), full, None, base=0)
     assert same == settings
-    smaller, (note,) = fit(own, settings, 1e9, full - 1, None, base=0)
+    smaller, (note,) = fit(own, settings, Measurement(1e9), full - 1, None, base=0)
     assert (smaller.micro_batch_tokens, smaller.gradient_checkpointing) == (2048, False)
     assert "micro_batch_tokens = 2048" in note
     least = settings.changed(micro_batch_tokens=64, gradient_checkpointing=True)
-    limit = estimate(own, least, 1e9, base=0).memory
-    assert fit(own, settings, 1e9, limit, None, base=0)[0].gradient_checkpointing
+    limit = estimate(own, least, Measurement(1e9), base=0).memory
+    assert fit(own, settings, Measurement(1e9), limit, None, base=0)[0].gradient_checkpointing
     with pytest.raises(ConfigError, match=r"needs at least .* qlora"):
-        fit(own, settings, 1e9, limit - 1, None, base=0)
+        fit(own, settings, Measurement(1e9), limit - 1, None, base=0)
 
 
 def test_limits_are_sizes_and_durations():
@@ -120,3 +127,70 @@ def test_limits_are_sizes_and_durations():
         with pytest.raises(ConfigError, match=name):
             read_limits(TrainingSettings(**{name: value}))
     assert read_seconds("max_time", "1.5h") == 5400.0
+
+
+def test_a_time_limit_keeps_time_for_the_last_evaluation():
+    own, settings = work(evaluated=60, held_out=60)
+    per_step = own.training_operations(False) * 3 + own.trained * 28 / 8e9 * 1e9
+    last = own.forward_operations() * 60
+    changed, _ = fit(own, settings, Measurement(1e9), None, (last + 10.5 * per_step) / 1e9)
+    assert changed.steps == 10
+
+
+def measured_pass(method: str):
+    settings, _, trainable, forward, batch, own = prepared(method)
+
+    class Documents:
+        def __init__(self):
+            self.settings = settings
+
+        def first_documents(self):
+            starts = np.cumsum((0, *batch.lengths))
+            for start, length in zip(starts, batch.lengths, strict=False):
+                part = slice(start, start + length)
+                yield Example(batch.ids[part].astype(np.int32), batch.weights[part], None, Source("x", 1))
+
+    trainer = Trainer(PlainText(), trainable, forward, AdamW(trainable.parameters, settings))
+    return trainer, settings, own, batch, measure_pass(trainer, Documents())
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_measured_pass_is_the_speed_and_changes_nothing(method):
+    state = torch.random.get_rng_state()
+    trainer, settings, own, batch, result = measured_pass(method)
+    assert np.array_equal(result.batch.ids, batch.ids) and result.batch.lengths == batch.lengths
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(item.grad is None for item in trainer.trainable.parameters.values())
+    measurement = _measured(own, settings, result)
+    assert own.training_operations(False) * len(batch.lengths) / measurement.speed == pytest.approx(result.seconds)
+    needed = estimate(own, settings, measurement)
+    assert needed.memory >= result.memory + 2 * 4 * own.trained  # the moments of AdamW are still missing
+    assert "measured with a forward and backward pass of 144 tokens" in str(needed)
+
+
+def test_long_runs_and_runs_with_a_time_limit_are_measured():
+    trainer, settings, _, batch, result = measured_pass("lora")
+    plan = SimpleNamespace(count=3, subset=None, examples=Documents3(batch), steps=1, documents=3)
+    calls = []
+
+    def measure():
+        calls.append(1)
+        return result
+
+    _, short, notes = limited(settings, trainer.trainable, plan, 0, measure)
+    assert not calls and short.measured == 0 and "at least" in notes[-1]
+    _, limit, notes = limited(settings.changed(max_time="1h"), trainer.trainable, plan, 0, measure)
+    assert calls == [1] and limit.measured == batch.tokens and "about" in notes[-1]
+    plan.steps, plan.documents = 10**7, 3 * 10**7
+    assert limited(settings, trainer.trainable, plan, 0, measure)[1].measured and calls == [1, 1]
+
+
+class Documents3:
+    """The documents of a batch of three."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __getitem__(self, index):
+        part = slice(48 * index, 48 * index + 48)
+        return Example(self.batch.ids[part].astype(np.int32), self.batch.weights[part], None, Source("x", 1))

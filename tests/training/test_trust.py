@@ -16,6 +16,7 @@ from puna.errors import ConfigError, PunaError, StorageError, TrainingError
 from puna.training import api
 from puna.training.api import TrainingResult, train
 from puna.training.events import Observer
+from puna.training.probe import Measurement
 from puna.training.safety import TrainingInterrupted
 from puna.training.tasks.table import TASKS
 from tests.training.tiny import MODEL, OPTIONS, PlainText, write_data
@@ -258,7 +259,7 @@ def test_a_resumed_run_keeps_the_steps_that_its_time_limit_chose(data, tmp_path,
 
     options = {**RUN, "max_time": "1h", "max_memory": "8GB"}
     speeds = iter([1.0, 1e12])  # slow at first: the limit chooses one step or a few
-    monkeypatch.setattr(estimate, "measure_speed", lambda *_: next(speeds))
+    monkeypatch.setattr(estimate, "_measured", lambda *_: Measurement(next(speeds)))
     with pytest.raises(TrainingInterrupted) as error:
         train(MODEL, data, output=tmp_path / "run", callbacks=[Stop()], **options)
     assert error.value.step == 1

@@ -21,6 +21,7 @@ from puna.files import atomic_write
 from puna.training.checkpoints import CheckpointStore, check_same_run
 from puna.training.estimate import TimeLimit, limited, read_limits
 from puna.training.events import End, EvaluationEvent, Observer, Start, StepEvent
+from puna.training.forward.base import Forward
 from puna.training.forward.choice import forward_for
 from puna.training.loop import Loop
 from puna.training.memory import kept_memory
@@ -37,6 +38,7 @@ from puna.training.output import (
     remove_earlier_run,
 )
 from puna.training.plan import evaluation_batches, plan_run
+from puna.training.probe import measure_pass
 from puna.training.report import report_observers
 from puna.training.report.equivalent import command_line
 from puna.training.safety import Interrupts, TrainingInterrupted
@@ -165,11 +167,15 @@ class _Run:
         if settings.sample_prompts and model.head != "lm":
             raise ConfigError("sample_prompts is set, but a classifier writes no text; omit it")
         self.observers += [] if limits[1] is None else [TimeLimit(limits[1])]
-        settings, self.estimate, choices = limited(settings, self.trainable, self.plan, self.held_out_count)
-        self.settings, self.plan = settings, plan_run(examples, subset, settings)
-        forward = forward_for(self.trainable, settings.forward, settings.gradient_checkpointing, settings.neftune_alpha)
+        forward = self._forward(settings)
         optimizer = OPTIMIZERS[settings.optimizer](self.trainable.parameters, settings)
         self.trainer = Trainer(self.task, self.trainable, forward, optimizer, self.tokenizer)
+        measure = partial(measure_pass, self.trainer, self.plan)
+        checkpointing = settings.gradient_checkpointing
+        settings, self.estimate, choices = limited(settings, self.trainable, self.plan, self.held_out_count, measure)
+        if settings.gradient_checkpointing != checkpointing:
+            self.trainer.forward = forward = self._forward(settings)
+        self.settings, self.plan = settings, plan_run(examples, subset, settings)
         hidden = model.config.hidden_size
         rate, note = _learning_rate(settings, method.learning_rate(hidden), hidden)
         self.notes = [*self.task.notes, note, f"forward pass: {forward.name}", *choices]
@@ -186,6 +192,9 @@ class _Run:
             identity={"settings": _json_values(settings), "data": self.digest},
             observers=self.observers,
         )
+
+    def _forward(self, settings: TrainingSettings) -> Forward:
+        return forward_for(self.trainable, settings.forward, settings.gradient_checkpointing, settings.neftune_alpha)
 
     def run(self) -> TrainingResult:
         if self.settings.resume:

@@ -1,9 +1,10 @@
 """Time and memory of a run before its start, and settings that respect limits of both.
 
-Time is the number of operations divided by the speed of a large matrix product on this machine: a lower bound, which
-short documents, small models and other programs exceed several times.
-Memory is that of the process with the loaded model, plus gradients and moments, plus the activations of the largest
-forward pass. The operations are those of PyTorch's `FlopCounterMode` (tests compare them).
+Time is the number of operations divided by their speed in a forward and backward pass of the first documents (see
+`probe.py`), plus the time in which the optimizer reads and writes its values. For runs of a few seconds, the speed is
+that of a large matrix product: a lower bound of the time, which short documents and small models exceed several times.
+Memory is that of the process after this pass, or with the loaded model, plus gradients, moments and the activations of
+the largest forward pass. The operations are those of PyTorch's `FlopCounterMode` (tests compare them).
 
 Legend: D hidden, I intermediate, K width of all keys, L layers, V vocabulary.
 """
@@ -11,7 +12,7 @@ Legend: D hidden, I intermediate, K width of all keys, L layers, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +28,7 @@ from puna.training.events import Observer, StepEvent
 from puna.training.forward.fused.support import unsupported
 from puna.training.methods.base import Trainable
 from puna.training.plan import Plan
+from puna.training.probe import Measurement, Pass
 from puna.training.report.durations import read_seconds, show_seconds
 from puna.training.settings import TrainingSettings
 
@@ -36,6 +38,14 @@ SAMPLES = 200
 _PRODUCT_SECONDS = 0.1
 """Time in which the speed of a matrix product is measured."""
 
+_SHORT_RUN = 5.0
+"""Seconds; runs whose lower bound is less are not measured, since a measurement takes as long as some steps."""
+
+_OPTIMIZER_BYTES = 28
+_OPTIMIZER_SPEED = 8e9
+"""Bytes of a trained parameter that a step of AdamW reads and writes, and bytes per second."""
+
+_GRADIENT_BYTES = 4
 _STATE_BYTES = 16
 """Bytes of a trained parameter: value, gradient and two moments of AdamW, each float32."""
 
@@ -61,6 +71,7 @@ class Work:
         tokens, supervised, attended: means per document: tokens, supervised tokens, and squared tokens.
         longest: tokens of the longest document that was read.
         evaluated: documents of all evaluations together.
+        held_out: documents of the last evaluation, which does not depend on the number of steps.
         value_bytes: bytes of an activation.
         is_fused: whether the fused forward pass computes the run.
         served_bytes: weights of the native runtime, if it computes the forward pass and the fused one repeats it.
@@ -78,6 +89,7 @@ class Work:
     attended: float
     longest: int
     evaluated: int = 0
+    held_out: int = 0
     value_bytes: int = 2
     is_fused: bool = True
     served_bytes: int = 0
@@ -115,6 +127,16 @@ class Work:
         training = self.training_operations(checkpointing) * self.documents
         return training + self.forward_operations() * self.evaluated
 
+    def seconds(self, speed: float, checkpointing: bool = False) -> float:
+        """Returns the time of the run at a speed in operations per second."""
+        return self.operations(checkpointing) / speed + self.steps * self.trained * _OPTIMIZER_BYTES / _OPTIMIZER_SPEED
+
+    def shortened(self, steps: int) -> Work:
+        """Returns the work of a run with fewer steps."""
+        share = steps / self.steps
+        evaluated = self.held_out + round((self.evaluated - self.held_out) * share)
+        return replace(self, steps=steps, documents=round(self.documents * share), evaluated=evaluated)
+
     def activation_bytes(self, tokens: int, checkpointing: bool = False) -> float:
         """Returns the memory of the activations that a forward pass of `tokens` tokens keeps for the backward pass."""
         config = self.config
@@ -128,7 +150,7 @@ class Work:
 
 
 def limited(
-    settings: TrainingSettings, trainable: Trainable, plan: Plan, held_out: int
+    settings: TrainingSettings, trainable: Trainable, plan: Plan, held_out: int, measure: Callable[[], Pass]
 ) -> tuple[TrainingSettings, Estimate, list[str]]:
     """Returns settings that respect `max_memory` and `max_time`, the estimate with them, and the choices in words.
 
@@ -138,6 +160,7 @@ def limited(
         trainable: the loaded model.
         plan: the documents of the run.
         held_out: number of documents of an evaluation.
+        measure: measures a forward and backward pass; called unless the run is short.
 
     Raises:
         ConfigError: a limit is not valid, or the run does not fit in memory.
@@ -152,14 +175,26 @@ def limited(
         steps=plan.steps, documents=plan.documents, evaluated=held_out, is_fused=is_fused,
     )  # fmt: skip
     speed = measure_speed(work.config, getattr(torch, settings.dtype))
-    settings, notes = fit(work, settings, speed, memory, seconds)
+    measurement = Measurement(speed)
+    if seconds is not None or work.seconds(speed, settings.gradient_checkpointing) > _SHORT_RUN:
+        measurement = _measured(work, settings, measure())
+    settings, notes = fit(work, settings, measurement, memory, seconds)
     if settings.steps is not None and settings.steps < work.steps:
-        share = settings.steps / work.steps
-        work = replace(
-            work, steps=settings.steps, documents=round(work.documents * share), evaluated=round(work.evaluated * share)
-        )
-    result = estimate(work, settings, speed)
+        work = work.shortened(settings.steps)
+    result = estimate(work, settings, measurement)
     return settings, result, [*notes, str(result)]
+
+
+def _measured(work: Work, settings: TrainingSettings, result: Pass) -> Measurement:
+    """Returns the speed and memory of a pass."""
+    batch, checkpointing = result.batch, settings.gradient_checkpointing or work.served_bytes > 0
+    squares = sum(length**2 for length in batch.lengths)
+    count = len(batch.lengths)
+    supervised = 0 if batch.labels is not None else int(np.count_nonzero(batch.weights))
+    own = replace(work, tokens=batch.tokens / count, supervised=supervised / count, attended=squares / count)
+    memory = work.served_bytes + work.trained * _GRADIENT_BYTES + _HEAD_BYTES
+    base = result.memory - memory - round(work.activation_bytes(batch.tokens, checkpointing))
+    return Measurement(own.training_operations(checkpointing) * count / result.seconds, batch.tokens, base)
 
 
 def read_limits(settings: TrainingSettings) -> tuple[int | None, float | None]:
@@ -223,6 +258,7 @@ def work_of(
         attended=float((lengths**2).mean()),
         longest=int(lengths.max()),
         evaluated=evaluated * evaluations,
+        held_out=evaluated,
         value_bytes=torch.finfo(getattr(torch, settings.dtype)).bits // 8,
         is_fused=is_fused,
         served_bytes=_weight_bytes(model) if settings.forward == "served" else 0,
@@ -239,38 +275,43 @@ class Estimate:
     """The time and memory of a run.
 
     Attributes:
-        seconds: of all steps and evaluations; a lower bound.
+        seconds: of all steps and evaluations; a lower bound if no pass was measured.
         memory: maximum bytes of the process.
         tokens_per_second: of the steps.
+        measured: tokens of the measured pass; 0 without one.
     """
 
     seconds: float
     memory: int
     tokens_per_second: float
+    measured: int = 0
 
     def __str__(self) -> str:
-        return (
-            f"estimate: at least {show_seconds(self.seconds)} (at most {self.tokens_per_second:,.0f} tokens/s) "
-            f"and about {show_bytes(self.memory)} of memory"
-        )
+        seconds, speed = show_seconds(self.seconds), f"{self.tokens_per_second:,.0f} tokens/s"
+        time = f"at least {seconds} (at most {speed}, from the speed of matrix products)"
+        if self.measured:
+            time = f"about {seconds} ({speed}, measured with a forward and backward pass of {self.measured:,} tokens)"
+        return f"estimate: {time} and about {show_bytes(self.memory)} of memory"
 
 
-def estimate(work: Work, settings: TrainingSettings, speed: float, base: int | None = None) -> Estimate:
+def estimate(work: Work, settings: TrainingSettings, measurement: Measurement, base: int | None = None) -> Estimate:
     """Returns the time and memory of a run.
 
     Args:
-        speed: operations per second; see `measure_speed`.
+        measurement: the speed, and the memory of the process if it was measured.
         base: bytes of the process with the model, without gradients and activations; those in use now if None.
     """
-    checkpointing = settings.gradient_checkpointing or work.served_bytes > 0
-    each = work.training_operations(checkpointing) / speed
+    checkpointing, speed = settings.gradient_checkpointing or work.served_bytes > 0, measurement.speed
+    optimizer = work.trained * _OPTIMIZER_BYTES / _OPTIMIZER_SPEED * work.steps / max(work.documents, 1)
+    each = work.training_operations(checkpointing) / speed + optimizer
     tokens = max(settings.micro_batch_tokens if settings.packing else 0, work.longest)
     tokens = min(tokens, round(settings.batch_size * max(work.tokens, 1.0)) or 1) if settings.packing else tokens
     own = resident_memory() if base is None else base
+    own = measurement.base if base is None and measurement.base is not None else own
     activations = work.activation_bytes(max(tokens, 1), checkpointing)
     memory = own + work.served_bytes + work.trained * _STATE_BYTES + _HEAD_BYTES + activations
-    seconds = work.operations(checkpointing) / speed
-    return Estimate(seconds, round(max(memory, peak_memory() if base is None else 0)), work.tokens / each)
+    memory = round(max(memory, peak_memory() if base is None else 0))
+    return Estimate(work.seconds(speed, checkpointing), memory, work.tokens / each, measurement.tokens)
 
 
 def measure_speed(config: LlamaConfig, dtype: torch.dtype, tokens: int = 512) -> float:
@@ -287,7 +328,7 @@ def measure_speed(config: LlamaConfig, dtype: torch.dtype, tokens: int = 512) ->
 
 
 def fit(
-    work: Work, settings: TrainingSettings, speed: float, memory: int | None, seconds: float | None,
+    work: Work, settings: TrainingSettings, speed: Measurement, memory: int | None, seconds: float | None,
     base: int | None = None,
 ) -> tuple[TrainingSettings, list[str]]:  # fmt: skip
     """Returns settings that respect limits, and what was chosen, in words.
@@ -313,7 +354,7 @@ def fit(
 
 
 def _fit_memory(
-    work: Work, settings: TrainingSettings, speed: float, memory: int, base: int | None
+    work: Work, settings: TrainingSettings, speed: Measurement, memory: int, base: int | None
 ) -> tuple[TrainingSettings, str]:
     limit = f"max_memory {show_bytes(memory)}"
     choices = [settings.gradient_checkpointing, True] if not settings.gradient_checkpointing else [True]
@@ -336,10 +377,13 @@ def _fit_memory(
     )
 
 
-def _fit_time(work: Work, settings: TrainingSettings, speed: float, seconds: float) -> tuple[TrainingSettings, str]:
-    total = work.operations(settings.gradient_checkpointing) / speed
+def _fit_time(
+    work: Work, settings: TrainingSettings, measurement: Measurement, seconds: float
+) -> tuple[TrainingSettings, str]:
+    total = work.seconds(measurement.speed, settings.gradient_checkpointing)
     limit = f"max_time {show_seconds(seconds)}"
     if total <= seconds:
-        return settings, f"{limit}: all {work.steps:,} steps need at least {show_seconds(total)}; nothing was changed"
-    steps = max(1, int(work.steps * seconds / total))
+        return settings, f"{limit}: all {work.steps:,} steps need about {show_seconds(total)}; nothing was changed"
+    last = work.forward_operations() * work.held_out / measurement.speed
+    steps = min(work.steps, max(1, int(work.steps * (seconds - last) / (total - last))))
     return settings.changed(steps=steps), f"{limit} chose steps = {steps:,} of {work.steps:,}"

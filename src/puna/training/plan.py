@@ -56,6 +56,11 @@ class Plan:
         groups = group(examples, self.settings.micro_batch_tokens, self.settings.packing)
         return [Batch.of([examples[place] for place in places], seed, places) for places in groups]
 
+    def first_documents(self) -> Iterator[Example]:
+        """Yields the documents of the first step."""
+        for number in range(min(self.settings.batch_size, self.documents)):
+            yield self.examples[self._index(number)]
+
     def epoch(self, step: int) -> float:
         """Returns the passes over the data after `step` steps."""
         return min(step * self.settings.batch_size, self.documents) / self.count

@@ -133,6 +133,6 @@ def estimate_line(metrics: Metrics) -> str:
         return ""
     expected *= len(metrics.steps) / max(1, state.steps)
     return (
-        f"estimated at least {show_seconds(expected)} and {show_bytes(memory)}; "
+        f"estimated {show_seconds(expected)} and {show_bytes(memory)}; "
         f"measured {show_seconds(state.seconds)} and {show_bytes(state.peak_memory)}"
     )

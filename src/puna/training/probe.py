@@ -1,0 +1,62 @@
+"""The speed and memory of a run, measured by a forward and a backward pass before the first step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from puna.native.memory import resident_memory
+from puna.training.batch import Batch, derived_seed
+from puna.training.plan import Plan
+from puna.training.trainer import Trainer
+
+_TOKENS = 512
+"""Tokens of the measured pass at most, or those of one document."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The speed of this machine.
+
+    Attributes:
+        speed: operations per second.
+        tokens: tokens of the measured pass; 0 if only a matrix product was measured.
+        base: bytes of the process after the pass, without its activations and gradients; None if it was not measured.
+    """
+
+    speed: float
+    tokens: int = 0
+    base: int | None = None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A measured forward and backward pass.
+
+    Attributes:
+        batch: its documents.
+        seconds: its time; that of the second pass, since libraries compile code in the first.
+        memory: bytes of the process after it.
+    """
+
+    batch: Batch
+    seconds: float
+    memory: int
+
+
+def measure_pass(trainer: Trainer, plan: Plan) -> Pass:
+    """Returns a measured pass of the first documents of a run, which changes no parameter and no random state."""
+    documents, tokens = [], 0
+    for example in plan.first_documents():
+        if documents and tokens + len(example.ids) > _TOKENS:
+            break
+        documents.append(example)
+        tokens += len(example.ids)
+    batch = Batch.of(documents, derived_seed(plan.settings.seed, 0))
+    for _ in range(2):
+        started = time.perf_counter()
+        trainer.forward_backward(batch, 1 / max(trainer.task.weight(batch), 1.0))
+        seconds = time.perf_counter() - started
+        memory = resident_memory()
+        trainer.optimizer.zero_gradients()
+    return Pass(batch, seconds, memory)
