@@ -11,6 +11,7 @@ Legend: D hidden, I intermediate, K width of all keys, L layers, V vocabulary.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +45,13 @@ _SHORT_RUN = 5.0
 _OPTIMIZER_BYTES = 28
 _OPTIMIZER_SPEED = 8e9
 """Bytes of a trained parameter that a step of AdamW reads and writes, and bytes per second."""
+
+_SPREAD = 3.0
+"""Standard deviations by which the largest step of a run exceeds the mean number of tokens."""
+
+_VARYING_BYTES = 256 << 20
+"""Memory, at most, that steps of different numbers of tokens keep in addition: gaps, and code of oneDNN for each number.
+With short texts it was as much as the activations."""
 
 _GRADIENT_BYTES = 4
 _STATE_BYTES = 16
@@ -304,11 +312,15 @@ def estimate(work: Work, settings: TrainingSettings, measurement: Measurement, b
     checkpointing, speed = settings.gradient_checkpointing or work.served_bytes > 0, measurement.speed
     optimizer = work.trained * _OPTIMIZER_BYTES / _OPTIMIZER_SPEED * work.steps / max(work.documents, 1)
     each = work.training_operations(checkpointing) / speed + optimizer
-    tokens = max(settings.micro_batch_tokens if settings.packing else 0, work.longest)
-    tokens = min(tokens, round(settings.batch_size * max(work.tokens, 1.0)) or 1) if settings.packing else tokens
+    tokens, spread = work.longest, 0.0
+    if settings.packing:
+        spread = math.sqrt(max(0.0, work.attended - work.tokens**2) * settings.batch_size)
+        whole = round(settings.batch_size * max(work.tokens, 1.0) + _SPREAD * spread) or 1
+        tokens = min(max(settings.micro_batch_tokens, work.longest), whole)
     own = resident_memory() if base is None else base
     own = measurement.base if base is None and measurement.base is not None else own
     activations = work.activation_bytes(max(tokens, 1), checkpointing)
+    activations += min(activations, _VARYING_BYTES) if spread else 0
     memory = own + work.served_bytes + work.trained * _STATE_BYTES + _HEAD_BYTES + activations
     memory = round(max(memory, peak_memory() if base is None else 0))
     return Estimate(work.seconds(speed, checkpointing), memory, work.tokens / each, measurement.tokens)
