@@ -3,10 +3,10 @@
     python benchmarks/train_sft.py tinyshakespeare.txt --model FOLDER [--method lora|full] [--steps 60]
 
 FOLDER is a model in Hugging Face's layout (`puna convert MODEL FOLDER --to hf`). The last tenth of the text is held
-out. Both trainers have the same documents (256 tokens), order, batches, AdamW, linear schedule and clipping; transformers
-computes bfloat16 under autocast, with peft for LoRA of rank 16. Both results are evaluated by transformers, and by peft
-reading puna's adapter. Prints a JSON object: nats per token before and after, the reductions and their ratio, and the
-processor time.
+out. Both trainers have the same documents (256 tokens), order, batches, AdamW, linear schedule and clipping;
+transformers computes bfloat16 under autocast, with peft for LoRA of rank 16. Transformers evaluates both results
+(peft reads the adapter of puna). Prints a JSON object: nats per token before and after, the reductions and their
+ratio, and the processor time.
 """
 
 from __future__ import annotations

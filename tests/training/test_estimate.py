@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from puna.errors import ConfigError
 from puna.model import LlamaForCausalLM
 from puna.training.batch import Batch, Example, Source
-from puna.training.estimate import Work, _measured, estimate, fit, limited, read_limits, work_of
+from puna.training.estimate import Work, _measured, estimate, fit, limited, work_of
 from puna.training.forward.choice import forward_for
+from puna.training.limits import read_limits
 from puna.training.methods.table import METHODS
 from puna.training.optimizers.adamw import AdamW
 from puna.training.probe import Measurement, measure_pass

@@ -19,10 +19,11 @@ from puna.checkpoint import locate_model
 from puna.errors import ArgumentError, ConfigError, show, suggestion
 from puna.files import atomic_write
 from puna.training.checkpoints import CheckpointStore, check_same_run
-from puna.training.estimate import TimeLimit, limited, read_limits
+from puna.training.estimate import limited
 from puna.training.events import End, EvaluationEvent, Observer, Start, StepEvent
 from puna.training.forward.base import Forward
 from puna.training.forward.choice import forward_for
+from puna.training.limits import TimeLimit, read_limits
 from puna.training.loop import Loop
 from puna.training.memory import kept_memory
 from puna.training.methods.base import Trainable

@@ -21,16 +21,15 @@ import numpy as np
 import torch
 
 from puna.config import LlamaConfig
-from puna.errors import ConfigError, PunaError, show, show_bytes
+from puna.errors import ConfigError, show_bytes
 from puna.native.memory import peak_memory, resident_memory
-from puna.saving import parse_size
 from puna.training.batch import Example
-from puna.training.events import Observer, StepEvent
 from puna.training.forward.fused.support import unsupported
+from puna.training.limits import read_limits
 from puna.training.methods.base import Trainable
 from puna.training.plan import Plan
 from puna.training.probe import Measurement, Pass
-from puna.training.report.durations import read_seconds, show_seconds
+from puna.training.report.durations import show_seconds
 from puna.training.settings import TrainingSettings
 
 SAMPLES = 200
@@ -50,7 +49,7 @@ _SPREAD = 3.0
 """Standard deviations by which the largest step of a run exceeds the mean number of tokens."""
 
 _VARYING_BYTES = 256 << 20
-"""Memory, at most, that steps of different numbers of tokens keep in addition: gaps, and code of oneDNN for each number.
+"""Memory, at most, that steps of different numbers of tokens keep in addition: gaps, and oneDNN's code for each number.
 With short texts it was as much as the activations."""
 
 _GRADIENT_BYTES = 4
@@ -203,36 +202,6 @@ def _measured(work: Work, settings: TrainingSettings, result: Pass) -> Measureme
     memory = work.served_bytes + work.trained * _GRADIENT_BYTES + _HEAD_BYTES
     base = result.memory - memory - round(work.activation_bytes(batch.tokens, checkpointing))
     return Measurement(own.training_operations(checkpointing) * count / result.seconds, batch.tokens, base)
-
-
-def read_limits(settings: TrainingSettings) -> tuple[int | None, float | None]:
-    """Returns the maximum bytes and seconds of a run; None for no limit.
-
-    Raises:
-        ConfigError: one of them is not a size or a duration.
-    """
-    try:
-        memory = None if settings.max_memory is None else parse_size(settings.max_memory)
-    except PunaError as exc:
-        raise ConfigError(
-            f"max_memory is {show(settings.max_memory)}; it must be a size such as 800MB, 2GB or 2GiB"
-        ) from exc
-    return memory, None if settings.max_time is None else read_seconds("max_time", settings.max_time)
-
-
-class TimeLimit(Observer):
-    """Stops a run that takes longer than its maximum time, because the estimate was too low.
-
-    Args:
-        seconds: the maximum time.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-
-    def stepped(self, event: StepEvent) -> bool:
-        """Requests a stop after the time."""
-        return time.monotonic() > self._end
 
 
 def work_of(
