@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from puna.native.memory import resident_memory
-from puna.training.batch import Batch, derived_seed
+from puna.training.batch import Batch, Example, derived_seed
 from puna.training.plan import Plan
 from puna.training.trainer import Trainer
 
@@ -46,7 +46,8 @@ class Pass:
 
 def measure_pass(trainer: Trainer, plan: Plan) -> Pass:
     """Returns a measured pass of the first documents of a run, which changes no parameter and no random state."""
-    documents, tokens = [], 0
+    documents: list[Example] = []
+    tokens = 0
     for example in plan.first_documents():
         if documents and tokens + len(example.ids) > _TOKENS:
             break
