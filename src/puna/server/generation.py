@@ -19,6 +19,7 @@ from puna.grammars.rules import OPTIONS
 from puna.options import Options
 from puna.prompts import ChatArguments, Message, is_messages
 from puna.server.errors import ApiError
+from puna.server.thinking import ThinkingParser, thinking_parser
 from puna.server.tools.history import needs_tools
 from puna.server.tools.parser import CallArguments, CallStart, Piece, Text
 from puna.server.tools.plan import ToolPlan, make_plan
@@ -27,6 +28,7 @@ from puna.server.updates import (
     Finished,
     FinishReason,
     PrefillProgress,
+    ReasoningDelta,
     TextDelta,
     ToolCallArguments,
     ToolCallStart,
@@ -95,6 +97,9 @@ class Running:
 
     The answers to prompt i have the indices i * n to i * n + n - 1.
 
+    Args:
+        thinking: the parsers of the reasoning in the answers; None for answers without reasoning.
+
     Attributes:
         prompts: the token ids of the prompts.
         on_end: called when the answers are complete.
@@ -108,11 +113,14 @@ class Running:
         candidates: Sequence[Candidates],
         stream: Stream[tuple[int, Delta | PromptProgress]],
         plan: ToolPlan | None = None,
+        thinking: Sequence[ThinkingParser | None] = (),
     ) -> None:
         self.ignored = () if plan is None else plan.ignored
         count = sum(item.n for item in candidates)
         self._parsers = [None if plan is None else plan.parser() for _ in range(count)]
         self.prompts = [item.answers[0].request.prompt_ids for item in candidates]
+        self._thinking = thinking or [None] * count
+        self._reasoning_tokens = 0
         self._candidates = candidates
         self._stream = stream
 
@@ -163,6 +171,11 @@ class Running:
     def _parse(self, choice: int, delta: Delta, stop: str | int | None) -> Iterator[Update]:
         """Yields the updates for a part of an answer. The tokens of a tool call are in a `TextDelta` without text."""
         parser, reason = self._parsers[choice], cast(str | None, delta.finish_reason)
+        if (thinking := self._thinking[choice]) is not None:
+            reasoning, delta = thinking.split(delta)
+            if reasoning is not None:
+                self._reasoning_tokens += len(reasoning.ids)
+                yield ReasoningDelta(choice, reasoning.text, reasoning.ids, reasoning.logprobs)
         pieces: list[Piece] = [Text(delta.text)] if parser is None else parser.feed(delta.text)
         if parser is not None and reason is not None:
             last, reason = parser.finish(reason)
@@ -202,7 +215,8 @@ class Running:
                 tokens += len(answer.ids) * copies
                 accepted += answer.prediction[0] * copies
                 rejected += answer.prediction[1] * copies
-        return Usage(0, tokens, accepted=accepted, rejected=rejected) + self.prompt_usage
+        completion = Usage(0, tokens, accepted=accepted, rejected=rejected, reasoning=self._reasoning_tokens)
+        return completion + self.prompt_usage
 
     @property
     def prefix_miss(self) -> PrefixMiss | None:
@@ -240,7 +254,20 @@ async def start(llm: AsyncLLM, generation: Generation) -> Running:
         plan = await loop.run_in_executor(_COMPILERS, _plan, llm, generation, llm._rule)
     candidates = await loop.run_in_executor(_READERS, _candidates, llm, generation, plan)
     answers = [answer for item in candidates for answer in item.required]
-    return Running(candidates, llm._runner.stream_batch(answers), plan)
+    thinking = [parser for item in candidates for parser in _thinking(llm, generation, item)]
+    return Running(candidates, llm._runner.stream_batch(answers), plan, thinking)
+
+
+def _thinking(llm: AsyncLLM, generation: Generation, candidates: Candidates) -> list[ThinkingParser | None]:
+    """Returns the parsers of the reasoning in the answers to a prompt. An answer that follows a rule has none."""
+    follows_rule = any(generation.options.get(name) for name in OPTIONS) or (
+        generation.tool_set is not None and generation.tool_set.mode == "required"
+    )
+    if not is_messages(generation.prompt) or generation.continue_final_message or follows_rule:
+        return [None] * candidates.n
+    template = generation.chat_template or llm.tokenizer.get_chat_template()
+    prompt = candidates.answers[0].request.prompt_ids
+    return [thinking_parser(template, prompt, llm.tokenizer) for _ in range(candidates.n)]
 
 
 def _has_rules(generation: Generation) -> bool:

@@ -27,6 +27,11 @@ class TextDelta:
 
 
 @dataclass(frozen=True)
+class ReasoningDelta(TextDelta):
+    """Text of the reasoning that precedes the answer."""
+
+
+@dataclass(frozen=True)
 class ToolCallStart:
     """The beginning of a tool call: its number in the answer, its identifier and the name of its function."""
 
@@ -63,22 +68,27 @@ class PrefillProgress:
     cached: int
 
 
-Update = TextDelta | ToolCallStart | ToolCallArguments | Finished | PrefillProgress
+Update = TextDelta | ReasoningDelta | ToolCallStart | ToolCallArguments | Finished | PrefillProgress
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Numbers of tokens of a request. `accepted` and `rejected` count tokens of the request's prediction."""
+    """Numbers of tokens of a request. `accepted` and `rejected` count tokens of the request's prediction.
+
+    `reasoning` counts the tokens of `completion` that belong to the reasoning.
+    """
 
     prompt: int
     completion: int
     cached: int = 0
     accepted: int = 0
     rejected: int = 0
+    reasoning: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         """Returns the sums."""
         return Usage(
             self.prompt + other.prompt, self.completion + other.completion, self.cached + other.cached,
             self.accepted + other.accepted, self.rejected + other.rejected,
+            self.reasoning + other.reasoning,
         )  # fmt: skip

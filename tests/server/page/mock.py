@@ -99,6 +99,10 @@ class Mock:
                 for done in range(500, 4000, 250):
                     yield _event(prompt_progress={"total": 4000, "cache": 500, "processed": done, "time_ms": done})
                     await asyncio.sleep(0.06)
+            if prompt.startswith("think"):
+                for piece in _tokens("First I <b>consider</b> it. Then I know."):
+                    yield _event(choices=[{"index": 0, "delta": {"reasoning_content": piece}, "finish_reason": None}])
+                    await asyncio.sleep(0.01)
             async for chunk in _chunks(body, pieces, pause):
                 count += 'finish_reason": null' in chunk
                 yield chunk
@@ -113,6 +117,10 @@ class Mock:
             raise
         usage = {"prompt_tokens": total, "completion_tokens": count, "total_tokens": total + count}
         usage["prompt_tokens_details"] = {"cached_tokens": total // 2}
+        if prompt.startswith("miss"):
+            token = {"id": 5, "text": " llama"}
+            miss = {"reason": "input", "position": 30, "token": token, "cached_token": None}
+            usage |= {"prompt_tokens": 900, "prefix_miss": miss}
         yield _event(choices=[], usage=usage)
         yield "data: [DONE]\n\n"
 

@@ -13,20 +13,27 @@ GROW = """async (texts) => {
   const article = document.createElement("article");
   article.className = "message";
   document.querySelector(".messages").append(article);
-  let slowest = [0, ""];
-  for (const text of texts) {
+  const grow = async (text) => {
     const view = new MarkdownView(article);
     const step = Math.ceil(text.length / 300);
+    let slowest = 0;
     for (let length = 1; length < text.length + step; length += step) {
       const begin = performance.now();
       while (view.update(text.slice(0, length), length >= text.length));
-      const time = performance.now() - begin;
-      if (time > slowest[0]) slowest = [time, text.slice(0, 40)];
+      slowest = Math.max(slowest, performance.now() - begin);
     }
     await new Promise((resolve) => setTimeout(resolve));
+    return slowest;
+  };
+  const slow = [];
+  for (const text of texts) {
+    let best = Infinity;
+    for (let round = 0; round < 5 && best > 500; round++) best = Math.min(best, await grow(text));
+    if (best > 500) slow.push([best, text.slice(0, 40)]);
   }
-  return slowest;
+  return slow;
 }"""
+"""Returns the texts with a prefix that takes more than 500 ms each time; once may be the fault of another process."""
 
 
 def test_there_are_at_least_200_hostile_texts():
@@ -49,9 +56,9 @@ def test_answers_that_arrive_by_characters_run_nothing(person, part):
 @pytest.mark.parametrize("part", range(4))
 def test_every_prefix_is_drawn_safely_and_quickly(person, part):
     """Without batching by frames: each prefix is parsed, so that every unclosed tag and fence is seen."""
-    time, text = person.page.evaluate(GROW, HOSTILE[part::4])
+    slow = person.page.evaluate(GROW, HOSTILE[part::4])
     person.check()
-    assert time < 500, text  # wall time; other processes may use the processor
+    assert slow == []
 
 
 def test_hidden_characters_are_shown(person):

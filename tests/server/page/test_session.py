@@ -175,11 +175,38 @@ def test_reload_search_delete(person, expect):
     expect(person.page.locator(".conversation-list li")).to_have_count(1)
 
 
-def test_a_reload_during_an_answer_keeps_its_beginning(person):
+def test_a_reload_during_an_answer_continues_it(person, mock):
     person.write("slow")
     person.see("Word 90 of")
     person.reload()
-    assert "Word 20 of" in person.articles.last.inner_text() and "interrupted" in person.articles.last.inner_text()
+    person.wait()
+    text = person.articles.last.inner_text()
+    assert "Word 20 of" in text and "And this is the continuation." in text and "interrupted" not in text
+    assert mock.requests[-1]["continue_final_message"]
+    assert "Word 20 of" in mock.requests[-1]["messages"][-1]["content"]
+    requests = len(mock.requests)
+    person.reload()
+    assert len(mock.requests) == requests
+
+
+def test_reasoning_is_shown_apart_and_not_sent_again(person, mock):
+    person.ask("think about llamas")
+    reasoning = person.articles.last.locator("details.reasoning")
+    assert reasoning.get_attribute("open") is None
+    assert "First I" not in person.articles.last.locator(".body").inner_text()
+    reasoning.locator("summary").click()
+    assert reasoning.locator(".reasoning-text").inner_text() == "First I <b>consider</b> it. Then I know."
+    person.reload()
+    reasoning.locator("summary").click()
+    assert "First I" in reasoning.inner_text()
+    person.ask("and now?")
+    assert "First I" not in str(mock.requests[-1]["messages"])
+
+
+def test_the_reason_of_a_cache_miss_is_shown(person, mock):
+    person.ask("miss the cache")
+    assert 'the prompt differs from token 31, " llama"' in person.articles.last.locator("footer").inner_text()
+    assert mock.requests[-1]["explain_prefix"] is True
 
 
 def test_export_and_import(person, expect, tmp_path):

@@ -17,7 +17,16 @@ from puna.server.protocol.extras import priority_of
 from puna.server.protocol.fields import Values
 from puna.server.protocol.logprobs import token_text
 from puna.server.service import Service
-from puna.server.updates import Finished, FinishReason, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
+from puna.server.updates import (
+    Finished,
+    FinishReason,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallArguments,
+    ToolCallStart,
+    Update,
+    Usage,
+)
 
 DONE = b"data: [DONE]\n\n"
 """The last event of a stream."""
@@ -32,6 +41,7 @@ class Choice:
     """
 
     text: str = ""
+    reasoning: str = ""
     ids: list[int] = field(default_factory=list)
     tokens: list[TokenLogprobs] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
@@ -41,7 +51,10 @@ class Choice:
     def add(self, update: Update) -> None:
         """Adds an update of this answer."""
         if isinstance(update, TextDelta):
-            self.text += update.text
+            if isinstance(update, ReasoningDelta):
+                self.reasoning += update.text
+            else:
+                self.text += update.text
             self.ids += update.ids
             self.tokens += update.tokens
         elif isinstance(update, ToolCallStart):
@@ -74,7 +87,7 @@ def usage_document(usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.prompt + usage.completion,
         "prompt_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": usage.prompt - usage.cached},
         "completion_tokens_details": {
-            "reasoning_tokens": 0,
+            "reasoning_tokens": usage.reasoning,
             "accepted_prediction_tokens": usage.accepted,
             "rejected_prediction_tokens": usage.rejected,
         },

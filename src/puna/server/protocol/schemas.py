@@ -67,7 +67,7 @@ _MESSAGE = record(
         "role": {"const": "assistant"}, "content": {"type": ["string", "null"]}, "refusal": {"type": "null"},
         "annotations": array({}),
     },
-    {"tool_calls": array(record({
+    {"reasoning_content": TEXT, "tool_calls": array(record({
         "id": TEXT, "type": {"const": "function"}, "function": record({"name": TEXT, "arguments": TEXT}),
     }))},
 )  # fmt: skip
@@ -108,6 +108,7 @@ TEXT_COMPLETION = record(
 
 _MESSAGE_BLOCK: Schema = {"anyOf": [
     record({"type": {"const": "text"}, "text": TEXT}),
+    record({"type": {"const": "thinking"}, "thinking": TEXT, "signature": TEXT}),
     record({"type": {"const": "tool_use"}, "id": TEXT, "name": TEXT, "input": {"type": "object"}}),
 ]}  # fmt: skip
 
@@ -133,6 +134,10 @@ _OUTPUT: Schema = {"anyOf": [
             "type": {"const": "output_text"}, "text": TEXT, "annotations": array({}),
             "logprobs": array(record({**_TOKEN, "top_logprobs": array(record(_TOKEN))})),
         })),
+    }),
+    record({
+        "id": TEXT, "type": {"const": "reasoning"}, "status": _STATUS, "summary": array({}),
+        "content": array(record({"type": {"const": "reasoning_text"}, "text": TEXT})),
     }),
     record({
         "id": TEXT, "type": {"const": "function_call"}, "call_id": TEXT, "name": TEXT, "arguments": TEXT,

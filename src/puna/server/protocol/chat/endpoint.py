@@ -32,7 +32,15 @@ from puna.server.protocol.extras import served_tier
 from puna.server.protocol.logprobs import entries_of
 from puna.server.protocol.schemas import CHAT_COMPLETION
 from puna.server.service import Service
-from puna.server.updates import Finished, PrefillProgress, TextDelta, ToolCallArguments, ToolCallStart, Update
+from puna.server.updates import (
+    Finished,
+    PrefillProgress,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallArguments,
+    ToolCallStart,
+    Update,
+)
 
 
 def router(service: Service) -> APIRouter:
@@ -79,6 +87,8 @@ def _choice(call: Call, index: int, choice: Choice, echoed: str) -> dict[str, An
     message: dict[str, Any] = {
         "role": "assistant", "content": None if choice.calls and not text else text, "refusal": None, "annotations": [],
     }  # fmt: skip
+    if choice.reasoning:
+        message["reasoning_content"] = choice.reasoning
     if choice.calls:
         message["tool_calls"] = choice.calls
     document = {
@@ -157,6 +167,8 @@ class _Chunks:
 
     @staticmethod
     def _delta(update: Update) -> dict[str, Any]:
+        if isinstance(update, ReasoningDelta):
+            return {"reasoning_content": update.text}
         if isinstance(update, TextDelta):
             return {"content": update.text}
         if isinstance(update, ToolCallStart):

@@ -7,7 +7,7 @@ import secrets
 from typing import Any
 
 from puna.server.errors import ApiError
-from puna.server.updates import Finished, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
+from puna.server.updates import Finished, ReasoningDelta, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
 
 Event = dict[str, Any]
 
@@ -45,6 +45,12 @@ class Writer:
 
     def feed(self, update: Update) -> list[Event]:
         """Returns the events of an update."""
+        if isinstance(update, ReasoningDelta):
+            if not update.text:
+                return []
+            block = {"type": "thinking", "thinking": "", "signature": ""}
+            events = [] if self._is_open("thinking") else self._open(block)
+            return [*events, self._delta("thinking_delta", "thinking", update.text)]
         if isinstance(update, TextDelta) and update.text:
             events = [] if self._is_open("text") else self._open({"type": "text", "text": ""})
             return [*events, self._delta("text_delta", "text", update.text)]
@@ -95,13 +101,16 @@ class Writer:
     def _close(self) -> list[Event]:
         if self._pieces is None:
             return []
-        block, text = self.message["content"][-1], "".join(self._pieces)
-        if block["type"] == "text":
-            block["text"] = text
-        else:
+        block, text, events = self.message["content"][-1], "".join(self._pieces), []
+        if block["type"] == "tool_use":
             block["input"] = arguments_of(text)
+        else:
+            block[block["type"]] = text
+        if block["type"] == "thinking":  # this server does not sign; SDKs expect the event
+            delta = {"type": "signature_delta", "signature": ""}
+            events.append({"type": "content_block_delta", "index": self._index, "delta": delta})
         self._pieces = None
-        return [{"type": "content_block_stop", "index": self._index}]
+        return [*events, {"type": "content_block_stop", "index": self._index}]
 
     @property
     def _index(self) -> int:

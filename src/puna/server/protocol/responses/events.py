@@ -8,8 +8,15 @@ from typing import Any
 
 from puna.engine import TokenLogprobs
 from puna.server.errors import ApiError
-from puna.server.protocol.responses.resource import call_item, message_item, new_id, text_part, usage_object
-from puna.server.updates import Finished, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
+from puna.server.protocol.responses.resource import (
+    call_item,
+    message_item,
+    new_id,
+    reasoning_item,
+    text_part,
+    usage_object,
+)
+from puna.server.updates import Finished, ReasoningDelta, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
 
 Event = dict[str, Any]
 Entry = Mapping[str, Any]
@@ -32,7 +39,7 @@ class Writer:
         self.response = response
         self._logprobs = logprobs
         self._sequence = 0
-        self._item: _Text | _Call | None = None
+        self._item: _Item | None = None
         self._reason = "stop"
 
     def begin(self) -> list[Event]:
@@ -42,7 +49,10 @@ class Writer:
     def feed(self, update: Update) -> list[Event]:
         """Returns the events of an update."""
         events: list[Event] = []
-        if isinstance(update, TextDelta):
+        if isinstance(update, ReasoningDelta):
+            if update.text:
+                events += self._reasoning(update)
+        elif isinstance(update, TextDelta):
             # The tokens that announce a call have no text: they do not begin a message.
             if update.text or (update.tokens and isinstance(self._item, _Text)):
                 events += self._text(update)
@@ -86,7 +96,14 @@ class Writer:
             events = self._close("completed") + self._open(item)
         return [*events, *self._numbered(item.delta(update.text, self._logprobs(update.tokens)))]
 
-    def _open(self, item: _Text | _Call) -> list[Event]:
+    def _reasoning(self, update: ReasoningDelta) -> list[Event]:
+        item, events = self._item, []
+        if not isinstance(item, _Reasoning):
+            item = _Reasoning()
+            events = self._close("completed") + self._open(item)
+        return [*events, *self._numbered(item.delta(update.text))]
+
+    def _open(self, item: _Item) -> list[Event]:
         self._item = item
         item.output_index = len(self.response["output"])
         self.response["output"].append(item.object("in_progress"))
@@ -147,6 +164,39 @@ class _Text:
         return {"type": kind, **indices, **fields}
 
 
+class _Reasoning:
+    """An unfinished item of reasoning."""
+
+    def __init__(self) -> None:
+        self.output_index = 0
+        self._id = new_id("rs")
+        self._pieces: list[str] = []
+
+    def object(self, status: str) -> dict[str, Any]:
+        return reasoning_item(self._id, [] if status == "in_progress" else [self._part()], status)
+
+    def begin(self) -> Iterator[Event]:
+        item = self.object("in_progress")
+        yield {"type": "response.output_item.added", "output_index": self.output_index, "item": item}
+        yield self._event("response.content_part.added", part={"type": "reasoning_text", "text": ""})
+
+    def delta(self, text: str) -> Iterator[Event]:
+        self._pieces.append(text)
+        yield self._event("response.reasoning_text.delta", delta=text)
+
+    def end(self, status: str) -> Iterator[Event]:
+        yield self._event("response.reasoning_text.done", text="".join(self._pieces))
+        yield self._event("response.content_part.done", part=self._part())
+        yield {"type": "response.output_item.done", "output_index": self.output_index, "item": self.object(status)}
+
+    def _part(self) -> dict[str, Any]:
+        return {"type": "reasoning_text", "text": "".join(self._pieces)}
+
+    def _event(self, kind: str, **fields: Any) -> Event:
+        indices = {"item_id": self._id, "output_index": self.output_index, "content_index": 0}
+        return {"type": kind, **indices, **fields}
+
+
 class _Call:
     """An unfinished function call."""
 
@@ -173,6 +223,9 @@ class _Call:
 
     def _event(self, kind: str, **fields: Any) -> Event:
         return {"type": kind, "item_id": self._id, "output_index": self.output_index, **fields}
+
+
+_Item = _Text | _Reasoning | _Call
 
 
 def _without_bytes(entries: Sequence[Entry]) -> list[Entry]:

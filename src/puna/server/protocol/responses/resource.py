@@ -76,7 +76,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "input_tokens": usage.prompt,
         "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": usage.prompt - usage.cached},
         "output_tokens": usage.completion,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning},
         "total_tokens": usage.prompt + usage.completion,
     }
 
@@ -105,6 +105,11 @@ def call_item(identifier: str, call_id: str, name: str, arguments: str, status: 
 def text_part(text: str, logprobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns the content part of a text."""
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
+
+
+def reasoning_item(identifier: str, content: Sequence[Mapping[str, Any]], status: str) -> dict[str, Any]:
+    """Returns the item of the reasoning before a message."""
+    return {"id": identifier, "type": "reasoning", "status": status, "summary": [], "content": list(content)}
 
 
 def message_item(identifier: str, content: Sequence[Mapping[str, Any]], status: str) -> dict[str, Any]:

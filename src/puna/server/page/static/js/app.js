@@ -48,6 +48,7 @@ export class App {
     if (!this.library.persistent)
       this.toast("This browser does not store data for this page: conversations are lost when the tab is closed.");
     await this.#loadModels();
+    if (this.models.length) for (const pane of this.panes) pane.resume();
   }
 
   async #loadModels() {

@@ -22,6 +22,7 @@
  * @property {string | null} parent
  * @property {"user" | "assistant"} role
  * @property {string} content
+ * @property {string} [reasoning] that precedes the content
  * @property {number} created milliseconds since 1970
  * @property {{name: string, text: string}[]} [files] text files that follow the content of a user message
  * @property {boolean} [edited] whether a person changed the answer

@@ -16,6 +16,7 @@ const EXTRA_FIELDS = new Set([
   "continue_final_message",
   "add_generation_prompt",
   "return_progress",
+  "explain_prefix",
 ]);
 
 /**
@@ -52,6 +53,7 @@ export function requestBody(conversation, message) {
     stream: true,
     stream_options: { include_usage: true },
     return_progress: true,
+    explain_prefix: true,
   };
   if (probabilities) Object.assign(body, { logprobs: true, top_logprobs: ALTERNATIVES });
   if (message.continued) {

@@ -81,12 +81,15 @@ export class Generation {
 
   /** @param {any} choice */
   #readChoice(choice) {
-    const scores = choice.logprobs?.content ?? [];
-    if (choice.delta?.content || scores.length) {
+    const reasoning = choice.delta?.reasoning_content ?? "";
+    const all = choice.logprobs?.content ?? [];
+    const scores = reasoning ? [] : all; // the view of probabilities shows the tokens of the content
+    if (choice.delta?.content || reasoning || all.length) {
       this.first ||= performance.now();
       this.progress = null;
-      this.chunks += Math.max(1, scores.length);
+      this.chunks += Math.max(1, all.length);
     }
+    if (reasoning) this.message.reasoning = (this.message.reasoning ?? "") + reasoning;
     this.message.content += choice.delta?.content ?? "";
     for (const { token, logprob, top_logprobs: top } of scores) {
       const alternatives = (top ?? []).map((/** @type {any} */ item) => [item.token, item.logprob]);

@@ -261,6 +261,13 @@ export class Pane {
       this.app.toast("The model added nothing: it considers the answer complete.");
   }
 
+  /** Continues the last answer if closing or reloading the page has interrupted it. */
+  resume() {
+    const message = path(this.conversation).at(-1);
+    if (this.generation || message?.role !== "assistant" || message.finish !== "interrupted") return;
+    return message.content ? this.continueAnswer(message) : this.#generate(message, []);
+  }
+
   /**
    * Adds a version of the answer that starts with its first tokens and another choice at `index`.
    * @param {Message} message

@@ -1,5 +1,7 @@
 /** Figures of an answer, as text. */
 
+import { visible } from "../markdown/visible.js";
+
 /** @typedef {import("../conversation.js").Message} Message */
 
 export const count = (/** @type {number} */ value) => value.toLocaleString("en");
@@ -13,6 +15,26 @@ const ENDS = /** @type {Record<string, string>} */ ({
   stopped: "stopped by you",
   interrupted: "interrupted",
 });
+
+/** Fewer tokens that are read again are not worth a note. */
+const NOTED = 64;
+
+/** @param {any} usage @returns {string | null} why a large part of the prompt was not in the server's cache */
+function reasonOfMiss(usage) {
+  const miss = usage?.prefix_miss;
+  const read = (usage?.prompt_tokens ?? 0) - (usage?.prompt_tokens_details?.cached_tokens ?? 0);
+  if (!miss || read < NOTED) return null;
+  const text = visible(JSON.stringify(miss.token?.text ?? ""));
+  const reasons = /** @type {Record<string, string>} */ ({
+    input: `cache: the prompt differs from token ${count(miss.position + 1)}, ${text}`,
+    adapter: "cache: read with another adapter before",
+    salt: "cache: belongs to another user",
+    evicted: "cache: removed to free memory",
+    empty: "cache: no prompt with this beginning",
+    end: `cache: ends after ${count(miss.position)} tokens`,
+  });
+  return reasons[miss.reason] ?? null;
+}
 
 /**
  * @param {Message} message an answer that has ended
@@ -33,6 +55,8 @@ export function figures(message) {
         ? `prompt ${count(usage.prompt_tokens)}, ${count(cached)} from the cache`
         : `prompt ${count(usage.prompt_tokens)}`,
     );
+  const miss = reasonOfMiss(usage);
+  if (miss) result.push(miss);
   if (message.finish && ENDS[message.finish]) result.push(ENDS[message.finish]);
   if (message.edited) result.push("edited");
   return result;

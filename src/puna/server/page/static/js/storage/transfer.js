@@ -142,7 +142,7 @@ function readMessage(value, path) {
       return { name: text(file.name, `${path}.files.name`, 1000), text: text(file.text, `${path}.files.text`) };
     });
   }
-  for (const name of /** @type {const} */ (["model", "system", "error", "finish", "fingerprint"])) {
+  for (const name of /** @type {const} */ (["model", "system", "error", "finish", "fingerprint", "reasoning"])) {
     if (value[name] !== undefined) message[name] = text(value[name], `${path}.${name}`);
   }
   if (value.edited !== undefined) message.edited = value.edited === true;
