@@ -212,6 +212,20 @@ def test_requests_that_run_together_are_not_guessed():
     assert max(max(batch) for batch in backend.batches[alone:]) == 8
 
 
+def test_right_guesses_are_counted_by_position():
+    """A guess is right at a position only if it is right at all positions before."""
+    backend = TimedBackend(memory_bound, repeats=0.9)
+    engine = backend.engine()
+    engine.submit(Request(text(backend, 300), 200, speculate=True))
+    while engine.busy:
+        engine.step()
+    numbers = engine.statistics()
+    counts = [numbers.accepted_positions[position] for position in sorted(numbers.accepted_positions)]
+    assert list(range(len(counts))) == sorted(numbers.accepted_positions)
+    assert sum(counts) == numbers.accepted_tokens > 50
+    assert counts == sorted(counts, reverse=True) and counts[0] <= numbers.drafts
+
+
 def test_times_that_were_not_measured_are_predicted():
     times = StepTimes()
     times.record(0, 512, 1.024)

@@ -68,7 +68,10 @@ def test_bad_words_that_cannot_be_meant_are_refused(client, words, message):
     assert "bad_words" in response.json()["error"]["message"] and message in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(("ids", "message"), [(5, "list of lists"), ([[]], "at least one"), ([[10**6]], "vocabulary")])
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [(5, "list of lists"), ([[]], "at least one"), ([[10**6]], "vocabulary"), ([5], "list of token ids")],
+)
 def test_ids_of_bad_words_are_checked(ids, message):
     from puna import LLM, PunaError
     from tests.golden.files import LAYOUTS
@@ -119,16 +122,11 @@ def test_paths_of_vllm_answer_like_those_of_version_1(client, path, body):
     assert {name: first.json()[name] for name in same} == {name: second.json()[name] for name in same}
 
 
-def test_accepted_guesses_are_counted_by_position(client):
-    text = complete(client, max_tokens=24)["text"]
-    chat_text = chat(client, max_tokens=24).json()["choices"][0]["message"]["content"]
-    chat(client, max_tokens=24, prediction={"type": "content", "content": chat_text})
+def test_accepted_guesses_are_shown_by_position(client, llm):
+    before = dict(llm._engine.counters.accepted_positions)
+    llm._engine.counters.accepted_positions.update({0: 3, 1: 2})
     lines = client.get("/metrics").text.splitlines()
-    name = "puna:spec_decode_num_accepted_tokens"
-    total = sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}_total"))
-    positions = [line for line in lines if line.startswith(f"{name}_per_pos_total")]
-    counts = [float(line.split()[-1]) for line in positions]
-    assert text and total > 0
-    assert sum(counts) == total
-    assert counts == sorted(counts, reverse=True)  # a guess is right at a position only if it is right before
-    assert 'position="0"' in positions[0]
+    name = "puna:spec_decode_num_accepted_tokens_per_pos_total"
+    for position, count in ((0, 3), (1, 2)):
+        total = float(before.get(position, 0) + count)
+        assert f'{name}{{model_name="golden",position="{position}"}} {total}' in lines

@@ -76,10 +76,13 @@ class Sampling(Distribution):
             _check_between(f"logit_bias of token {token}", bias, *_LIMITS["logit_bias"])
         for name in ("allowed_token_ids", "stop_token_ids"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, _read_ids(name, getattr(self, name)))
+                object.__setattr__(self, name, tuple(dict.fromkeys(_read_ids(name, getattr(self, name)))))
         if self.allowed_token_ids == ():
             raise RequestError("allowed_token_ids is empty; give at least one id, or None to allow all")
-        object.__setattr__(self, "bad_words_ids", _read_sequences("bad_words_ids", self.bad_words_ids))
+        words = self.bad_words_ids
+        if not isinstance(words, list | tuple) or any(tokens in ((), []) for tokens in words):
+            raise RequestError(f"bad_words_ids is {show(words)}; it must be a list of lists of at least one token id")
+        object.__setattr__(self, "bad_words_ids", tuple(_read_ids("bad_words_ids", tokens) for tokens in words))
         if not isinstance(self.ignore_eos, bool):
             raise RequestError(f"ignore_eos is {show(self.ignore_eos)}; it must be True or False")
         _check_whole("min_tokens", self.min_tokens)
@@ -144,9 +147,7 @@ class SamplingOptions(TypedDict, total=False):
         "numbers from -100 to 100 that are added to the logits of token ids, as in OpenAI's API.",
     ]
     allowed_token_ids: Annotated[Sequence[int] | None, "the only ids that may be chosen; None allows all."]
-    bad_words_ids: Annotated[
-        Sequence[Sequence[int]] | None, "sequences of ids of which the answer must contain none; see bad_words."
-    ]
+    bad_words_ids: Annotated[Sequence[Sequence[int]] | None, "sequences of ids that the answer must not contain."]
     stop_token_ids: Annotated[Sequence[int] | None, "further ids that end the answer."]
     ignore_eos: Annotated[
         bool | None, "the model's end tokens do not end the answer; stop_token_ids and stop still do."
@@ -169,18 +170,7 @@ def _read_ids(name: str, values: Any) -> tuple[int, ...]:
         raise RequestError(f"{name} is {show(values)}; it must be a list of token ids") from None
     for token in ids:
         _check_whole(f"a token id of {name}", token)
-    return tuple(dict.fromkeys(map(int, ids)))
-
-
-def _read_sequences(name: str, values: Any) -> tuple[tuple[int, ...], ...]:
-    if not isinstance(values, list | tuple):
-        raise RequestError(f"{name} is {show(values)}; it must be a list of lists of token ids")
-    for tokens in values:
-        if not isinstance(tokens, list | tuple) or not tokens:
-            raise RequestError(f"{name} has {show(tokens)}; it must be a list of at least one token id")
-        for token in tokens:
-            _check_whole(f"a token id of {name}", token)
-    return tuple(dict.fromkeys(tuple(map(int, tokens)) for tokens in values))
+    return tuple(map(int, ids))
 
 
 def _check_whole(name: str, value: object, limit: str = "", highest: float = math.inf) -> None:

@@ -81,6 +81,11 @@ def _files(person: Person) -> None:
     person.page.get_by_label("Choose text files").set_input_files(file)
 
 
+def _reasoning(person: Person) -> None:
+    person.ask("think about it")
+    person.page.locator("summary").click()
+
+
 def _search(person: Person) -> None:
     person.ask("hello")
     _list(person)
@@ -142,6 +147,7 @@ STATES: dict[str, Callable[[Person], Any]] = {
     "compare": _compare,
     "error": _error,
     "files": _files,
+    "reasoning": _reasoning,
     "search": _search,
     "settings": _dialog("Settings of this conversation"),
     "help": _dialog("Keyboard shortcuts"),

@@ -29,8 +29,6 @@ export class MessageView {
     this.generation = null;
     this.isUser = message.role === "user";
     this.body = h("div", { class: this.isUser ? "body user-text" : "body prose" });
-    this.thoughts = h("div", { class: "reasoning-text", tabindex: "0", role: "region", "aria-label": "Reasoning" });
-    this.reasoning = h("details", { class: "reasoning", hidden: true }, h("summary", {}, "Reasoning"), this.thoughts);
     this.state = h("div", { class: "state" });
     this.footer = h("footer", { class: "message-footer" });
     this.head = h("header", { class: "message-head" });
@@ -43,7 +41,6 @@ export class MessageView {
         onkeydown: (/** @type {KeyboardEvent} */ event) => this.#key(event),
       },
       this.head,
-      this.reasoning,
       this.body,
       this.state,
       this.footer,
@@ -101,7 +98,12 @@ export class MessageView {
   #drawReasoning() {
     const { reasoning = "", content } = this.message;
     if (reasoning.length === this.drawn && Boolean(content) === this.answering) return;
-    this.reasoning.hidden = !reasoning;
+    if (!reasoning) return;
+    if (!this.reasoning) {
+      this.thoughts = h("div", { class: "reasoning-text", tabindex: "0", role: "region", "aria-label": "Reasoning" });
+      this.reasoning = h("details", { class: "reasoning" }, h("summary", {}, "Reasoning"), this.thoughts);
+      this.body.before(this.reasoning);
+    }
     if (reasoning.length !== this.drawn) this.thoughts.textContent = visible(reasoning);
     if (Boolean(content) !== this.answering) this.reasoning.open = Boolean(this.generation) && !content;
     this.drawn = reasoning.length;
