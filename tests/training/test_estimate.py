@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from puna.model import LlamaForCausalLM
 from puna.training.batch import Batch, Example, Source
 from puna.training.estimate import Work, _measured, estimate, fit, limited, work_of
 from puna.training.forward.choice import forward_for
+from puna.training.forward.fused.frozen import lowest_trained
 from puna.training.limits import read_limits
 from puna.training.methods.table import METHODS
 from puna.training.optimizers.adamw import AdamW
@@ -195,3 +197,19 @@ class Documents3:
     def __getitem__(self, index):
         part = slice(48 * index, 48 * index + 48)
         return Example(self.batch.ids[part].astype(np.int32), self.batch.weights[part], None, Source("x", 1))
+
+
+def test_frozen_layers_need_no_backward_pass_and_their_cache_no_second_forward_pass():
+    settings, model, trainable, forward, batch, work = prepared("lora", layers=1, forward="reference")
+    work = replace(work, frozen_layers=lowest_trained(trainable))
+    with FlopCounterMode(display=False) as counter:
+        forward.losses(batch, 1.0).backward()
+    head = 2 * model.config.hidden_size * model.config.vocab_size * work.supervised * 3
+    assert work.operations() == pytest.approx(counter.get_total_flops() - head, rel=0.15)
+    epochs = replace(work, documents=9)
+    cached = replace(epochs, cached_documents=3, cache_limit=1 << 30)
+    frozen = (work.forward_operations() - head / 3) / 2  # one of the two layers, for one document
+    assert epochs.operations() - cached.operations() == pytest.approx(6 * frozen, rel=0.05)
+    states = 4 * model.config.hidden_size * sum(LENGTHS)
+    memory = [estimate(item, settings, Measurement(1e9), base=0).memory for item in (epochs, cached)]
+    assert memory[1] - memory[0] == pytest.approx(states, abs=1)

@@ -23,6 +23,7 @@ from puna.training.estimate import limited
 from puna.training.events import End, EvaluationEvent, Observer, Start, StepEvent
 from puna.training.forward.base import Forward
 from puna.training.forward.choice import forward_for
+from puna.training.forward.fused.frozen import ActivationCache, read_cache_size
 from puna.training.limits import TimeLimit, read_limits
 from puna.training.loop import Loop
 from puna.training.memory import kept_memory
@@ -149,6 +150,7 @@ class _Run:
         self, settings: TrainingSettings, output: Path, data: Any, held_out: Any, observers: Sequence[Observer]
     ) -> None:
         self.output, limits = output, read_limits(settings)
+        read_cache_size(settings.activation_cache)  # an error before the data are read
         settings = earlier_choices(settings, output) if settings.resume else settings
         self.task: Task = TASKS[settings.task]()
         method = METHODS[settings.method]
@@ -195,7 +197,11 @@ class _Run:
         )
 
     def _forward(self, settings: TrainingSettings) -> Forward:
-        return forward_for(self.trainable, settings.forward, settings.gradient_checkpointing, settings.neftune_alpha)
+        size = read_cache_size(settings.activation_cache)
+        cache = None if size is None else ActivationCache(size, self.output)
+        return forward_for(
+            self.trainable, settings.forward, settings.gradient_checkpointing, settings.neftune_alpha, cache
+        )
 
     def run(self) -> TrainingResult:
         if self.settings.resume:

@@ -24,6 +24,7 @@ from puna.config import LlamaConfig
 from puna.errors import ConfigError, show_bytes
 from puna.native.memory import peak_memory, resident_memory
 from puna.training.batch import Example
+from puna.training.forward.fused.frozen import lowest_trained, read_cache_size
 from puna.training.forward.fused.support import unsupported
 from puna.training.limits import read_limits
 from puna.training.methods.base import Trainable
@@ -81,7 +82,10 @@ class Work:
         held_out: documents of the last evaluation, which does not depend on the number of steps.
         value_bytes: bytes of an activation.
         is_fused: whether the fused forward pass computes the run.
-        served_bytes: weights of the native runtime, if it computes the forward pass and the fused one repeats it.
+        frozen_layers: number of the layers below the lowest that trains, through which no gradient flows.
+        cached_documents: documents whose activations of these layers are computed once and kept; 0 without a cache.
+        cache_limit: maximum bytes of these activations in memory.
+        is_served: whether the native runtime computes the forward pass, and the fused one repeats it.
     """
 
     config: LlamaConfig
@@ -99,7 +103,20 @@ class Work:
     held_out: int = 0
     value_bytes: int = 2
     is_fused: bool = True
-    served_bytes: int = 0
+    frozen_layers: int = 0
+    cached_documents: int = 0
+    cache_limit: int = 0
+    is_served: bool = False
+
+    @property
+    def trained_share(self) -> float:
+        """Share of the layers through which gradients flow."""
+        return 1 - self.frozen_layers / self.config.num_hidden_layers
+
+    @property
+    def cache_bytes(self) -> float:
+        """Memory of the activations of frozen layers."""
+        return min(self.cache_limit, self.cached_documents * self.tokens * self.config.hidden_size * self.value_bytes)
 
     @property
     def matrices(self) -> int:
@@ -116,6 +133,10 @@ class Work:
         attention = 4 * config.num_attention_heads * config.head_dim * config.num_hidden_layers * self.attended / 2
         return 2 * (self.matrices + self.added) * self.tokens + attention + self._head_operations()
 
+    def frozen_operations(self) -> float:
+        """Returns the operations of the layers without gradients in the forward pass of a document."""
+        return (self.forward_operations() - self._head_operations()) * (1 - self.trained_share)
+
     def _head_operations(self) -> float:
         return 2 * self.config.hidden_size * self.config.vocab_size * self.supervised
 
@@ -127,11 +148,14 @@ class Work:
         """
         forward, head = self.forward_operations(), self._head_operations()
         weights = 2 * (self.trained_matrices + self.added) * self.tokens + head * self.trains_head
-        return 2 * forward + weights + (forward - head if checkpointing else 0.0)
+        layers = (forward - head) * self.trained_share
+        return forward + head + layers + weights + (layers if checkpointing else 0.0)
 
     def operations(self, checkpointing: bool = False) -> float:
         """Returns the operations of the run, with its evaluations."""
         training = self.training_operations(checkpointing) * self.documents
+        if self.cached_documents:
+            training -= self.frozen_operations() * max(0, self.documents - self.cached_documents)
         return training + self.forward_operations() * self.evaluated
 
     def seconds(self, speed: float, checkpointing: bool = False) -> float:
@@ -150,7 +174,7 @@ class Work:
         keys = config.num_key_value_heads * config.head_dim
         layer = 4 * config.hidden_size + 2 * keys + 2 * config.intermediate_size
         factor = 1.0 if self.is_fused else _REFERENCE_FACTOR
-        layers = config.num_hidden_layers
+        layers = config.num_hidden_layers - self.frozen_layers
         kept = layers * config.hidden_size + layer * factor if checkpointing else layers * layer * factor
         working = 4 * config.intermediate_size  # gradients and recomputed values of one layer
         return tokens * self.value_bytes * (kept + working)
@@ -181,6 +205,9 @@ def limited(
         trainable.model, trainable.parameters, examples, settings,
         steps=plan.steps, documents=plan.documents, evaluated=held_out, is_fused=is_fused,
     )  # fmt: skip
+    work = replace(work, frozen_layers=lowest_trained(trainable))
+    if (size := read_cache_size(settings.activation_cache)) is not None:
+        work = replace(work, cached_documents=min(plan.count, plan.documents), cache_limit=size)
     speed = measure_speed(work.config, getattr(torch, settings.dtype))
     measurement = Measurement(speed)
     if seconds is not None or work.seconds(speed, settings.gradient_checkpointing) > _SHORT_RUN:
@@ -194,14 +221,15 @@ def limited(
 
 def _measured(work: Work, settings: TrainingSettings, result: Pass) -> Measurement:
     """Returns the speed and memory of a pass."""
-    batch, checkpointing = result.batch, settings.gradient_checkpointing or work.served_bytes > 0
+    batch, checkpointing = result.batch, settings.gradient_checkpointing or work.is_served
     squares = sum(length**2 for length in batch.lengths)
     count = len(batch.lengths)
     supervised = 0 if batch.labels is not None else int(np.count_nonzero(batch.weights))
     own = replace(work, tokens=batch.tokens / count, supervised=supervised / count, attended=squares / count)
-    memory = work.served_bytes + work.trained * _GRADIENT_BYTES + _HEAD_BYTES
+    memory = work.trained * _GRADIENT_BYTES + _HEAD_BYTES
     base = result.memory - memory - round(work.activation_bytes(batch.tokens, checkpointing))
-    return Measurement(own.training_operations(checkpointing) * count / result.seconds, batch.tokens, base)
+    operations = own.training_operations(checkpointing) - (own.frozen_operations() if own.cached_documents else 0)
+    return Measurement(operations * count / result.seconds, batch.tokens, base)
 
 
 def work_of(
@@ -238,13 +266,8 @@ def work_of(
         held_out=evaluated,
         value_bytes=torch.finfo(getattr(torch, settings.dtype)).bits // 8,
         is_fused=is_fused,
-        served_bytes=_weight_bytes(model) if settings.forward == "served" else 0,
+        is_served=settings.forward == "served",
     )
-
-
-def _weight_bytes(model: Any) -> int:
-    """Returns the bytes of a model's parameters and packed matrices."""
-    return sum(item.nbytes for item in (*model.parameters(), *model.buffers()))
 
 
 @dataclass(frozen=True)
@@ -278,7 +301,7 @@ def estimate(work: Work, settings: TrainingSettings, measurement: Measurement, b
         measurement: the speed, and the memory of the process if it was measured.
         base: bytes of the process with the model, without gradients and activations; those in use now if None.
     """
-    checkpointing, speed = settings.gradient_checkpointing or work.served_bytes > 0, measurement.speed
+    checkpointing, speed = settings.gradient_checkpointing or work.is_served, measurement.speed
     optimizer = work.trained * _OPTIMIZER_BYTES / _OPTIMIZER_SPEED * work.steps / max(work.documents, 1)
     each = work.training_operations(checkpointing) / speed + optimizer
     tokens, spread = work.longest, 0.0
@@ -290,7 +313,7 @@ def estimate(work: Work, settings: TrainingSettings, measurement: Measurement, b
     own = measurement.base if base is None and measurement.base is not None else own
     activations = work.activation_bytes(max(tokens, 1), checkpointing)
     activations += min(activations, _VARYING_BYTES) if spread else 0
-    memory = own + work.served_bytes + work.trained * _STATE_BYTES + _HEAD_BYTES + activations
+    memory = own + work.cache_bytes + work.trained * _STATE_BYTES + _HEAD_BYTES + activations
     memory = round(max(memory, peak_memory() if base is None else 0))
     return Estimate(work.seconds(speed, checkpointing), memory, work.tokens / each, measurement.tokens)
 

@@ -37,6 +37,10 @@ class RunSettings:
     max_time: str | None = option(None, "time of the run, such as 10min: lowers the number of steps, as needed")
     threads: int | None = option(None, "processor threads; by default one per core", at_least=1, at_most=256)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
+    activation_cache: str | None = option(
+        None, "memory, such as 1GB, for the activations that enter the lowest layer that trains, which later epochs "
+        "reuse; a temporary file in the output folder has the rest",
+    )  # fmt: skip
     forward: Literal["auto", "fused", "reference", "served"] = option(
         "auto", "implementation of the forward and backward pass; served: losses from exactly the log-probabilities of "
         "LLM and puna serve, for LoRA and IA3",

@@ -5,9 +5,12 @@ Legend: T tokens of all documents, D hidden, N virtual tokens, L layers, V vocab
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from puna.model.llama import LlamaDecoderLayer, LlamaRMSNorm
@@ -15,10 +18,11 @@ from puna.model.quantized import QuantLinear
 from puna.model.rope import angles
 from puna.training.batch import Batch
 from puna.training.forward.fused.attention import Attention, attention_for
+from puna.training.forward.fused.frozen import ActivationCache, lowest_trained
 from puna.training.forward.fused.head import cross_entropy
 from puna.training.forward.fused.layer import FusedLayer, Pass
 from puna.training.forward.fused.matrices import dequantize
-from puna.training.forward.fused.operations import Operations, normed_rows, operations_for
+from puna.training.forward.fused.operations import NativeOperations, Operations, normed_rows, operations_for
 from puna.training.forward.fused.projection import master_of
 from puna.training.forward.rows import Supervised, decoder_of, positions, prepend, remove, with_noise, without_last
 from puna.training.methods.base import Trainable
@@ -35,13 +39,21 @@ class FusedForward:
         trainable: the model and its trainable parameters.
         checkpointing: recompute the activations of each layer in the backward pass.
         noise: NEFTune's alpha; 0 for no noise.
+        cache: keeps the activations that enter the lowest layer that trains, which must not be the first.
     """
 
     name = "fused"
 
-    def __init__(self, trainable: Trainable, checkpointing: bool = False, noise: float = 0.0) -> None:
+    def __init__(
+        self,
+        trainable: Trainable,
+        checkpointing: bool = False,
+        noise: float = 0.0,
+        cache: ActivationCache | None = None,
+    ) -> None:
         self.trainable, self.training = trainable, True
         self._checkpointing, self._noise = checkpointing, noise
+        self._cache, self._lowest = cache, lowest_trained(trainable)
         model = trainable.model
         self._decoder = decoder_of(trainable)
         self._dtype = model.dtype
@@ -60,30 +72,57 @@ class FusedForward:
             outputs: those of the layers, (L, T, D), if another implementation has computed them.
         """
         prompt = self.trainable.prompt
-        x = self._embeddings(batch)
-        x = with_noise(x, batch, self._noise) if self.training and self._noise else x
-        x = prepend(x, batch.lengths, prompt)
         count = 0 if prompt is None else len(prompt)
-        lengths, seeds = tuple(count + length for length in batch.lengths), batch.seeds
+        lengths = tuple(count + length for length in batch.lengths)
+        seeds = batch.seeds if self.training else None
+        if self._cache is None:
+            x = self._embeddings(batch.ids)
+            x = with_noise(x, batch, self._noise) if self.training and self._noise else x
+            x = self._through(self._layers, prepend(x, batch.lengths, prompt), lengths, seeds, outputs)
+        else:
+            x = self._through(self._layers[self._lowest :], self._entering(batch, self._cache), lengths, seeds)
+        return remove(self._normed(x), batch.lengths, count)
+
+    def _through(
+        self,
+        layers: Sequence[FusedLayer],
+        x: Tensor,
+        lengths: tuple[int, ...],
+        seeds: tuple[int, ...] | None,
+        outputs: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the output of consecutive layers for x, (T, D), the documents of these lengths."""
         tokens = len(x)
-        missing = -tokens % _UNIT if outputs is None and len(set(lengths)) > 1 else 0
+        missing = -tokens % _UNIT if len(set(lengths)) > 1 else 0
+        padding = (0, 0, 0, missing)
         if missing:
-            x = nn.functional.pad(x, (0, 0, 0, missing))
-            lengths, seeds = (*lengths, missing), (*seeds, 0)
+            x, lengths = nn.functional.pad(x, padding), (*lengths, missing)
+            seeds = None if seeds is None else (*seeds, 0)
         rotary = self._decoder.rotary_emb
         cos, sin = (part[0, 0] for part in angles(positions(lengths)[None], rotary.inv_freq, rotary.scaling))
-        current = Pass(
-            self._attention(lengths),
-            self._operations,
-            cos,
-            sin,
-            seeds if self.training else None,
-            lengths,
-            self._checkpointing,
-        )
-        for index, layer in enumerate(self._layers):
-            x = layer(x, current, None if outputs is None else outputs[index])
-        return remove(self._normed(x)[:tokens], batch.lengths, count)
+        attention = self._attention(lengths)
+        current = Pass(attention, self._operations, cos, sin, seeds, lengths, self._checkpointing)
+        for index, layer in enumerate(layers):
+            x = layer(x, current, None if outputs is None else nn.functional.pad(outputs[index], padding))
+        return x[:tokens]
+
+    def _entering(self, batch: Batch, cache: ActivationCache) -> Tensor:
+        """Returns the input of the lowest layer that trains, (T, D), from the cache where it is stored."""
+        documents = np.split(batch.ids, np.cumsum(batch.lengths)[:-1])
+        parts = [cache.read(ids) for ids in documents]
+        missing = [index for index, part in enumerate(parts) if part is None]
+        together = isinstance(
+            self._operations, NativeOperations
+        )  # the attention of other kernels depends on neighbours
+        for group in [missing] if together and missing else [[index] for index in missing]:
+            ids = [documents[index] for index in group]
+            ids += [np.zeros(-len(ids[0]) % _UNIT, np.int64)] if not together else []  # see _UNIT
+            lengths = tuple(length for length in map(len, ids) if length)
+            x = self._through(self._layers[: self._lowest], self._embeddings(np.concatenate(ids)), lengths, None)
+            for index, states in zip(group, torch.split(x, list(lengths)), strict=False):
+                cache.store(documents[index], states)
+                parts[index] = states
+        return torch.cat([part for part in parts if part is not None])
 
     def losses(self, batch: Batch, scale: float) -> Tensor:
         """Returns the scalar sum over i of weights[i] * CE[i] * scale, float32."""
@@ -108,8 +147,8 @@ class FusedForward:
         heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
         return attention_for(self._dtype, lengths, *heads)
 
-    def _embeddings(self, batch: Batch) -> Tensor:
-        ids, module = torch.from_numpy(batch.ids), self._decoder.embed_tokens
+    def _embeddings(self, token_ids: NDArray[np.int64]) -> Tensor:
+        ids, module = torch.from_numpy(token_ids), self._decoder.embed_tokens
         if isinstance(module, nn.Embedding) and any(parameter.requires_grad for parameter in module.parameters()):
             return nn.functional.embedding(ids, self._master(module.weight), module.padding_idx).to(self._dtype)
         return self._decoder.embed(ids[None])[0].to(self._dtype)  # (T, D)
