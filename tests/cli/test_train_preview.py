@@ -88,3 +88,27 @@ def test_columns_and_errors(tmp_path):
 )
 def test_the_histogram_counts_each_row_once(lengths, limit, bars):
     assert histogram(np.array(lengths, np.int32), limit) == bars
+
+
+def test_a_classification_file_is_recognised_by_its_label(tmp_path):
+    path = tmp_path / "spam.csv"
+    path.write_text("text,label\nWin money now,spam\nSee you at noon,ham\nHello again,ham\nNo label,\n")
+    out = as_json("train", "preview", str(path), *MODEL, "-n", "2")
+    assert (out["task"], out["format"], out["labels"]) == ("classify", "classification", {"spam": 1, "ham": 2})
+    assert (out["rows"], out["examples"]) == (4, 3) and "line 5" in out["bad_rows"][0]
+    tokenizer = load_tokenizer(LAYOUTS["hf"])
+    assert [item["ids"] for item in out["samples"]] == [
+        tokenizer.encode(text) for text in ("Win money now", "See you at noon")
+    ]
+    text = run("train", "preview", str(path), *MODEL).stdout
+    assert "[[spam]]" in text and "labels: ham (2), spam (1)" in text
+    assert "shown for `puna train classify`, because of the column 'label'" in text
+    sft = as_json("train", "preview", str(path), *MODEL, "--task", "sft")
+    assert (sft["task"], sft["format"], sft["labels"]) == ("sft", "text", {})
+    assert "columns that are not used: 'label'; `puna train classify`" in " ".join(sft["notes"])
+
+
+def test_prompts_with_a_column_of_labels_are_for_sft(tmp_path):
+    path = tmp_path / "qa.csv"
+    path.write_text("prompt,completion,label\nWho?, Me,1\n")
+    assert as_json("train", "preview", str(path), *MODEL)["task"] == "sft"

@@ -26,6 +26,10 @@ _MAX_BAD_ROWS = 50
 """Messages of bad rows that are printed; --json prints all."""
 
 
+_MAX_LABELS = 20
+"""Labels that are printed; --json prints all."""
+
+
 @command(
     {
         "puna train preview chats.jsonl": "the first examples, the learned tokens in green, and lengths",
@@ -33,7 +37,9 @@ _MAX_BAD_ROWS = 50
         "puna train preview owner/name -m model.gguf --max-length 512 -n 10": "a data set of the hub",
     },
     {
-        "format": "format of the rows: chat, sharegpt, prompt, alpaca or text",
+        "task": "sft or classify",
+        "labels": "number of texts of each label; empty for sft",
+        "format": "format of the rows: chat, sharegpt, prompt, alpaca, text or classification",
         "rows": "number of rows",
         "examples": "number of examples",
         "tokens": "number of tokens of all examples",
@@ -52,6 +58,10 @@ def preview(
     ],
     model: options.Model = None,
     count: Annotated[int, options.number("-n", "--count", low=0, high=1000, help="Number of examples to show.")] = 3,
+    task: Annotated[
+        Literal["auto", "sft", "classify"],
+        typer.Option(help="What is trained; auto: classify if a column has the name of a label."),
+    ] = "auto",
     format: Annotated[str, typer.Option(metavar="NAME", help="chat, sharegpt, prompt, alpaca, text or auto.")] = "auto",
     columns: Annotated[
         list[str] | None, typer.Option(metavar="NAME=COLUMN", help="Name of a column of yours; repeat for several.")
@@ -78,11 +88,13 @@ def preview(
         names = _columns(columns or [])
     data_options = DataOptions(format, names, split, max_length, truncate, "skip", prompt_loss_weight)
     tokenizer = load_tokenizer(locate(model, "tokenizer"))
-    result = _read(data, tokenizer, data_options, count)
+    chosen, column = _task(data, data_options) if task == "auto" else (task, "")
+    result, labels = _read(data, tokenizer, data_options, count, chosen)
     if json:
-        print_json(_json_fields(result, tokenizer, max_length))
+        print_json({"task": chosen, "labels": labels, **_json_fields(result, tokenizer, max_length)})
     else:
         _print(result, data, max_length)
+        _print_labels(labels, column)
     if not result.report.examples:
         raise typer.Exit(1)
 
@@ -97,15 +109,31 @@ def _columns(items: list[str]) -> dict[str, str]:
     return columns
 
 
-def _read(data: list[str], tokenizer: PreTrainedTokenizerBase, options: DataOptions, count: int) -> Preview:
+def _task(data: list[str], options: DataOptions) -> tuple[str, str]:
+    from puna.training.tasks.labelled_preview import detect_task
+
+    return detect_task(data[0] if len(data) == 1 else data, options)
+
+
+def _read(
+    data: list[str], tokenizer: PreTrainedTokenizerBase, options: DataOptions, count: int, task: str
+) -> tuple[Preview, dict[str, int]]:
+    """Returns the preview, and the number of texts of each label."""
     from rich.progress import Progress
 
-    from puna.training.data.preview import preview as read
+    from puna.training.data.preview import preview
+    from puna.training.tasks.labelled_preview import preview_labelled
 
     source = data[0] if len(data) == 1 else data
     with Progress(console=stderr_console(), transient=True, disable=not is_watched()) as bar:
-        task = bar.add_task("Reading")
-        return read(source, tokenizer, options, count, lambda done, all: bar.update(task, completed=done, total=all))
+        line = bar.add_task("Reading")
+
+        def progress(done: int, total: int) -> None:
+            bar.update(line, completed=done, total=total)
+
+        if task == "classify":
+            return preview_labelled(source, tokenizer, options, count, progress)
+        return preview(source, tokenizer, options, count, progress), {}
 
 
 def _print(result: Preview, data: list[str], limit: int) -> None:
@@ -115,11 +143,10 @@ def _print(result: Preview, data: list[str], limit: int) -> None:
     for sample in result.samples:
         _print_sample(console, sample)
     report = result.report
-    share = report.learned / max(report.tokens, 1)
+    learned = f", of which {report.learned:,} ({report.learned / max(report.tokens, 1):.1%}) are learned"
+    learned *= report.format != "classification"
     console.print(f"{', '.join(map(printable, data))}: {report.rows:,} rows of the format {report.format}")
-    console.print(
-        f"{report.examples:,} examples, {report.tokens:,} tokens, of which {report.learned:,} ({share:.1%}) are learned"
-    )
+    console.print(f"{report.examples:,} examples, {report.tokens:,} tokens{learned}")
     for text in report.notes()[: -1 if report.bad_rows else None]:
         console.print(printable(text))
     _print_lengths(console, result, limit)
@@ -129,6 +156,19 @@ def _print(result: Preview, data: list[str], limit: int) -> None:
             console.print(f"  {printable(message)}")
         if len(report.bad_rows) > _MAX_BAD_ROWS:
             console.print(f"  and {len(report.bad_rows) - _MAX_BAD_ROWS:,} more")
+
+
+def _print_labels(labels: dict[str, int], column: str) -> None:
+    """Prints the most frequent labels, and by which column the task was recognised."""
+    names = sorted(labels, key=lambda name: -labels[name])
+    if names:
+        more = f" and {len(names) - _MAX_LABELS:,} more" * (len(names) > _MAX_LABELS)
+        shown = ", ".join(f"{printable(name)} ({labels[name]:,})" for name in names[:_MAX_LABELS])
+        typer.echo(f"labels: {shown}{more}")
+    if column:
+        typer.echo(
+            f"shown for `puna train classify`, because of the column {show(column)}; --task sft: the texts alone"
+        )
 
 
 def _print_sample(console: Console, sample: Sample) -> None:
