@@ -9,8 +9,8 @@ Legend: t tokens of a chunk, D hidden_size, L layers, K kv heads, E head_dim.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,8 @@ class Chunk:
         start: position of the first token. The pages may hold later positions from an interrupted step or from wrong
             guesses: the chunk replaces them.
         rows: number of final tokens whose output is returned, 0 to t.
-        output: the output of these tokens: the logits, or the hidden states after the final norm.
+        output: the output of these tokens: the logits, the hidden states after the final norm, or "token", the id of
+            the highest logit (see `Backend.chooses_tokens`).
         embeddings: inputs of the first layer, (t, D), instead of the embeddings of `tokens`; the ids in `tokens` then
             only need to be in the vocabulary.
         adapter: a number returned by `Backend.load_adapter`; 0 means no adapter.
@@ -46,7 +47,7 @@ class Chunk:
     tokens: NDArray[np.int64]
     start: int
     rows: int = 1
-    output: Literal["logits", "hidden"] = "logits"
+    output: Literal["logits", "hidden", "token"] = "logits"
     embeddings: NDArray[np.float32] | None = None
     adapter: int = 0
 
@@ -72,10 +73,13 @@ class Outputs:
     Attributes:
         logits: (rows of chunks whose output is "logits", vocab_size).
         hidden: (rows of chunks whose output is "hidden", D).
+        tokens: (rows of chunks whose output is "token"): the id of the highest logit, the lowest of equal ones; -1 if
+            the logits of the row are not finite.
     """
 
     logits: NDArray[np.float32]
     hidden: NDArray[np.float32]
+    tokens: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,11 @@ class Backend(Protocol):
     @property
     def native_model(self) -> int | None:
         """The native model whose threads may choose tokens between two passes; None if there is none."""
+        ...
+
+    @property
+    def chooses_tokens(self) -> bool:
+        """Whether chunks may have the output "token", which transfers less from a GPU than logits."""
         ...
 
     def forward(self, batch: Batch) -> Outputs:
@@ -219,15 +228,16 @@ def _check_chunk(index: int, chunk: Chunk, config: LlamaConfig, pages: int) -> N
         )
 
 
-def split_outputs(batch: Batch, rows: Sequence[NDArray[np.float32]], config: LlamaConfig) -> Outputs:
+def split_outputs(batch: Batch, rows: Sequence[NDArray[Any]], config: LlamaConfig) -> Outputs:
     """Returns the outputs of a batch from the rows of each of its chunks."""
-    parts: dict[str, list[NDArray[np.float32]]] = {
+    parts: dict[str, list[NDArray[Any]]] = {
         "logits": [np.empty((0, config.vocab_size), np.float32)],
         "hidden": [np.empty((0, config.hidden_size), np.float32)],
+        "token": [np.empty(0, np.int64)],
     }
     for chunk, part in zip(batch, rows, strict=True):
         parts[chunk.output].append(part)
-    return Outputs(np.concatenate(parts["logits"]), np.concatenate(parts["hidden"]))
+    return Outputs(*map(np.concatenate, parts.values()))
 
 
 def token_losses(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> tuple[NDArray[np.float64], bool]:

@@ -25,6 +25,7 @@ class Recorder:
     name = "recorder"
     numerics = "recorder"
     native_model = None
+    chooses_tokens = False
     page_bytes = PAGE * 8
 
     def __init__(self, pages: int = 100, context: int = 64) -> None:

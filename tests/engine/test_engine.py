@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from puna.backend import split_outputs
 from puna.engine import Engine, Request, Sampling
 from puna.errors import BackendError, RequestError
 from tests.engine.recorder import VOCAB, Recorder, drain, expected_answer, next_token, tokens_of
@@ -169,6 +172,52 @@ def test_nan_logits_end_only_their_own_request():
     assert [event.token for event in events if event.request_id == damaged] == [*expected_answer((1, 2, 3), 3), None]
     assert [event.token for event in events if event.request_id == valid] == expected_answer((4, 5, 6), 10)
     assert engine.pool.available == engine.pool.pages
+
+
+class ChoosingRecorder(Recorder):
+    """A backend that chooses tokens; -1 for texts that begin with token 1, from the sixth token on."""
+
+    chooses_tokens = True
+
+    def forward(self, batch):
+        logits = super().forward([replace(chunk, output="logits") for chunk in batch]).logits
+        parts = np.split(logits, np.cumsum([chunk.rows for chunk in batch])[:-1])
+        outputs = []
+        for chunk, rows in zip(batch, parts, strict=True):
+            damaged = self.cache[chunk.pages[0], 0] == 1 and chunk.start + len(chunk.tokens) >= 6
+            tokens = np.where(damaged, -1, rows.argmax(-1))
+            outputs.append(tokens if chunk.output == "token" else rows)
+        self.outputs = [chunk.output for chunk in batch]
+        return split_outputs(batch, outputs, self.config)
+
+
+def test_a_backend_chooses_tokens_if_no_option_needs_logits():
+    changes = [
+        {"temperature": 0.5}, {"logprobs": 0}, {"logit_bias": {3: 1.0}}, {"allowed_token_ids": (3, 4)},
+        {"presence_penalty": 0.1}, {"min_tokens": 1},
+    ]  # fmt: skip
+    backend = ChoosingRecorder()
+    engine = Engine(backend, 10)
+    ids = [engine.submit(Request((4, 5, n), 6, Sampling(**fields))) for n, fields in enumerate([{}, *changes, {}])]
+    ids.append(engine.submit(Request((4, 5, 6), 6, Sampling(), prompt_logits=True)))
+    events = engine.step()
+    assert backend.outputs == ["token", *["logits"] * len(changes), "token", "logits"]
+    events += drain(engine)
+    for n in (0, len(changes) + 1):
+        assert tokens_of(events, ids[n]) == expected_answer((4, 5, n), 6)
+    assert all(event.logprobs is not None for event in events if event.request_id == ids[2])
+
+
+def test_a_request_fails_if_the_backend_cannot_choose():
+    engine = Engine(ChoosingRecorder(), 2)
+    damaged, valid = engine.submit(Request((1, 2, 3), 10)), engine.submit(Request((4, 5, 6), 10))
+    events = drain(engine)
+    failed = [event for event in events if event.error is not None]
+    assert [event.request_id for event in failed] == [damaged]
+    assert isinstance(failed[0].error, BackendError)
+    assert "not finite" in str(failed[0].error)
+    assert tokens_of(events, damaged) == expected_answer((1, 2, 3), 3)
+    assert tokens_of(events, valid) == expected_answer((4, 5, 6), 10)
 
 
 def answer_of(prompt: tuple[int, ...], max_tokens: int, eos: frozenset[int], **options) -> tuple[list[int], int | None]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.backend import PAGE, Backend, Chunk
+from puna.backend import PAGE, Backend, Chunk, Outputs
 from puna.engine.disk import DiskCache
 from puna.engine.grammar import Masks
 from puna.engine.pages import PagePool
@@ -20,7 +20,7 @@ from puna.engine.sampling import choose
 from puna.engine.scheduler import RunningRequest, Scheduler, tokens_needed
 from puna.engine.statistics import Counters, Statistics
 from puna.errors import PunaError, RequestError, detached_error, show
-from puna.native.sampling import Choice
+from puna.native.sampling import Choice, most_likely
 
 
 class Engine:
@@ -178,7 +178,10 @@ class Engine:
     def _run(self, plan: list[tuple[RunningRequest, tuple[int, ...]]], reading: list[bool]) -> bool:
         """Runs a batch and appends the events of its requests to `_events`; returns whether the backend has run it."""
         try:
-            batch = [_chunk(active, tokens, reads) for (active, tokens), reads in zip(plan, reading, strict=True)]
+            chooses = getattr(self.backend, "chooses_tokens", False)  # backends of earlier versions lack it
+            batch = [
+                _chunk(active, tokens, reads, chooses) for (active, tokens), reads in zip(plan, reading, strict=True)
+            ]
             outputs = self.backend.forward(batch)
         except Exception as exc:  # ends the requests of this batch; the others continue
             error = detached_error(exc)
@@ -186,51 +189,62 @@ class Engine:
                 self._fail(active, error)
             return False
         turns = []
-        arrays = {"logits": outputs.logits, "hidden": outputs.hidden}
-        next_row = {"logits": 0, "hidden": 0}
+        arrays: dict[str, NDArray[Any]] = {
+            "logits": outputs.logits, "hidden": outputs.hidden, "token": outputs.tokens
+        }  # fmt: skip
+        next_row = dict.fromkeys(arrays, 0)
         for (active, tokens), reads, chunk in zip(plan, reading, batch, strict=True):
             row = next_row[chunk.output]
             rows = arrays[chunk.output][row : row + chunk.rows]
             if not reads:
-                turns.append(_Turn(active, 1, row, tokens[1:]))
+                turns.append(_Turn(active, 1, row, tokens[1:], chosen=chunk.output == "token"))
                 if len(tokens) > 1:
                     self.counters.drafts += 1
                     self.counters.draft_tokens += len(tokens) - 1
             elif active.computed + len(tokens) == len(active.tokens) and active.request.max_tokens > 0:
-                turns.append(_Turn(active, len(tokens), row + len(rows) - 1, rows=rows))
+                last = row + len(rows) - 1
+                turns.append(_Turn(active, len(tokens), last, rows=rows, chosen=chunk.output == "token"))
             else:
                 self._advance(_Turn(active, len(tokens), row, rows=rows))
             next_row[chunk.output] += chunk.rows
-        self._choose(turns, outputs.logits)
+        self._choose(turns, outputs)
         return True
 
-    def _choose(self, turns: list[_Turn], logits: NDArray[np.float32]) -> None:
+    def _choose(self, turns: list[_Turn], outputs: Outputs) -> None:
         """Chooses the tokens of a step, first one of each request.
 
         A request continues with its next row while its tokens equal the guess. After a wrong guess, the remaining
         logits of the request are not valid.
         """
         while turns:
-            samplers = [turn.active.sampler for turn in turns]
-            grammars = [sampler.grammar for sampler in samplers if sampler.grammar is not None]
-            if grammars:
-                started = time.perf_counter()
-                self._masks.compute(grammars)
-                self.counters.mask_seconds += time.perf_counter() - started
-            choices = choose(samplers, logits, [turn.row for turn in turns], self.backend.native_model)
             unfinished = []
-            for turn, choice in zip(turns, choices, strict=True):
+            for turn, choice in zip(turns, self._choices(turns, outputs), strict=True):
                 if choice.error is None:
                     self._advance(turn, choice)
                     if choice.token == turn.expected and self._events[-1].finish_reason is None:
                         self.counters.accepted_tokens += 1
                         self.counters.accepted_positions[turn.accepted] += 1
-                        unfinished.append(_Turn(turn.active, 1, turn.row + 1, turn.guess, turn.accepted + 1))
+                        unfinished.append(
+                            turn._replace(length=1, row=turn.row + 1, accepted=turn.accepted + 1, rows=None)
+                        )
                         continue
                 elif turn.accepted == 0:
                     self._fail(turn.active, choice.error)
                 # An error after accepted tokens is not reported here: it occurs again in the next step.
             turns = unfinished
+
+    def _choices(self, turns: list[_Turn], outputs: Outputs) -> list[Choice]:
+        """Returns the next choice of each turn: that of the backend, or one from logits."""
+        others = [turn for turn in turns if not turn.chosen]
+        samplers = [turn.active.sampler for turn in others]
+        grammars = [sampler.grammar for sampler in samplers if sampler.grammar is not None]
+        if grammars:
+            started = time.perf_counter()
+            self._masks.compute(grammars)
+            self.counters.mask_seconds += time.perf_counter() - started
+        rows = [turn.row for turn in others]
+        choices = iter(choose(samplers, outputs.logits, rows, self.backend.native_model) if others else ())
+        return [most_likely(int(outputs.tokens[turn.row])) if turn.chosen else next(choices) for turn in turns]
 
     def _advance(self, turn: _Turn, choice: Choice | None = None) -> None:
         """Records tokens that were computed, and the choice of the token after them. The request continues or ends.
@@ -297,10 +311,11 @@ class _Turn(NamedTuple):
 
     Attributes:
         length: number of tokens that were computed before the next choice.
-        row: index of the logits of the next choice.
+        row: index of the logits, or of the backend's tokens, of the next choice.
         guess: the expected tokens. A row of logits after the first is valid if the choices before it equal the guess.
         accepted: number of tokens of the guess that were chosen.
         rows: the logits of the computed tokens, if they are known tokens.
+        chosen: whether the backend has chosen the tokens.
     """
 
     active: RunningRequest
@@ -309,6 +324,7 @@ class _Turn(NamedTuple):
     guess: tuple[int, ...] = ()
     accepted: int = 0
     rows: NDArray[np.float32] | None = None
+    chosen: bool = False
 
     @property
     def expected(self) -> int | None:
@@ -337,15 +353,19 @@ def _listed(parts: list[str]) -> str:
     return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
 
 
-def _chunk(active: RunningRequest, tokens: tuple[int, ...], reading: bool) -> Chunk:
-    """Returns the chunk of a request in a step, which reads known tokens or decodes."""
-    adapter = active.request.adapter
+def _chunk(active: RunningRequest, tokens: tuple[int, ...], reading: bool, chooses: bool) -> Chunk:
+    """Returns the chunk of a request in a step, which reads known tokens or decodes.
+
+    `chooses`: whether the backend can choose the tokens with the highest logits.
+    """
+    adapter, output = active.request.adapter, active.request.output
+    by_backend = chooses and not active.request.returns_rows and active.sampler.takes_highest
     return Chunk(
         tuple(active.table.pages),
         np.asarray(tokens, dtype=np.int64),
         active.computed,
         _rows_needed(active, len(tokens)) if reading else len(tokens),
-        "hidden" if active.request.output == "hidden" else "logits",
+        "token" if by_backend else "hidden" if output == "hidden" else "logits",
         embeddings=None if adapter is None else adapter.embeddings(tokens, active.computed),
         adapter=0 if adapter is None else adapter.number,
     )

@@ -28,6 +28,9 @@ class Sampler:
         candidate: see `Request`. Number 0 draws the numbers of the seed itself, the others those of its descendants,
             which no other seed has.
         grammar: the grammar of the answer.
+
+    Attributes:
+        takes_highest: whether every choice is the token of the highest logit, and nothing else is requested.
     """
 
     def __init__(
@@ -52,6 +55,9 @@ class Sampler:
         self._allowed = None if allowed is None else token_bits(vocab_size, allowed)
         self._bad_words = BadWords(sampling.bad_words_ids, vocab_size) if sampling.bad_words_ids else None
         self._before_end = ~token_bits(vocab_size, end_ids) if sampling.min_tokens > 0 else None
+        changes = sampling.counts_tokens or sampling.logit_bias or sampling.min_tokens > 0
+        restricts = grammar is not None or allowed is not None
+        self.takes_highest = sampling.temperature == 0 and sampling.logprobs is None and not changes and not restricts
 
     @property
     def complete(self) -> bool:

@@ -70,6 +70,7 @@ class NativeBackend:
     """
 
     name = "native"
+    chooses_tokens = False
 
     def __init__(
         self,
@@ -196,6 +197,8 @@ class NativeBackend:
             RequestError: if the batch is invalid (see `check_batch`). The cache is then unchanged.
         """
         check_batch(batch, self.config, self.pages, self._adapters)
+        if any(chunk.output not in OUTPUTS for chunk in batch):
+            raise RequestError("the native backend returns logits and hidden states; request one of these outputs")
         counts = {output: sum(chunk.rows for chunk in batch if chunk.output == output) for output in OUTPUTS}
         logits = np.empty((counts["logits"], self.config.vocab_size), np.float32)
         hidden = np.empty((counts["hidden"], self.config.hidden_size), np.float32)

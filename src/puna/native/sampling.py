@@ -115,9 +115,7 @@ class SampleRow:
     def choice(self, native: NativeRow) -> Choice:
         """Returns the result that the library wrote to `native`, a copy of `self.native`."""
         if native.status == _NOT_FINITE:
-            return Choice(-1, error=BackendError(
-                "the model's logits are not finite; the weights are damaged, or values exceed the range of dtype"
-            ))  # fmt: skip
+            return most_likely(-1)
         if native.status == _NO_TOKEN:
             return Choice(-1, error=RequestError(
                 "no token may be chosen: min_tokens forbids the tokens that end the answer, and allowed_token_ids, "
@@ -127,6 +125,12 @@ class SampleRow:
             return Choice(native.token)
         top = zip(self._arrays["top_ids"].tolist(), self._arrays["top_logprobs"].tolist(), strict=True)
         return Choice(native.token, TokenLogprobs(native.token, native.logprob, tuple(top)))
+
+
+def most_likely(token: int) -> Choice:
+    """Returns the choice of the token with the highest logit; -1 if the logits are not finite."""
+    error = "the model's logits are not finite; the weights are damaged, or values exceed the range of dtype"
+    return Choice(token, error=None if token >= 0 else BackendError(error))
 
 
 def _native_number(value: Any) -> float:

@@ -64,6 +64,7 @@ class ParallelBackend:
 
     name = "torch"
     native_model: int | None = None
+    chooses_tokens = False
 
     def __init__(self, backend: TorchBackend, slots: int) -> None:
         self.config: LlamaConfig = backend.config
