@@ -18,7 +18,8 @@ from puna.checkpoint import open_checkpoint
 from puna.errors import BackendError, RequestError
 from puna.model import LlamaForCausalLM, TorchBackend
 from puna.model.paged.attention import attend_pages
-from puna.model.paged.decode import DecodeStep
+from puna.model.paged.decode import DecodeStep, highest_tokens
+from puna.model.paged.joined import join_layers
 from puna.model.paged.ragged import group_chunks
 from puna.native import NativeBackend
 from tests.golden.files import LAYOUTS
@@ -248,9 +249,10 @@ def test_pages_can_be_filled_with_keys_and_values() -> None:
         by_length.fill_pages([5, 2], keys, values)
 
 
-def test_a_decoding_step_of_a_graph_is_equal_to_that_of_a_ragged_batch() -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_decoding_step_of_a_graph_is_equal_to_that_of_a_ragged_batch(bias: bool) -> None:
     """The step that is captured on a GPU, here without compilation and with PyTorch's form of the kernels."""
-    backend = TorchBackend(model_of(), slots=3)
+    backend = TorchBackend(model_of(attention_bias=bias, mlp_bias=bias), slots=3)
     random = np.random.default_rng(5)
     texts = [random.integers(3, VOCAB, count) for count in (1, 70, 333)]
     pages = [tuple(random.permutation(8) + 8 * index) for index in range(3)]
@@ -261,12 +263,65 @@ def test_a_decoding_step_of_a_graph_is_equal_to_that_of_a_ragged_batch() -> None
     cache.limit += 1  # the spare page, which only the cache of a GPU has
     cache.reserve(cache.limit)
     cache.limit -= 1
-    step = DecodeStep(backend.model, cache, 5)
-    with torch.inference_mode():
-        step.load(chunks)
-        assert_close(step.compute()[:3].numpy(), expected)
-        step.load(chunks[1:])
-        assert_close(step.compute()[:2].numpy(), expected[1:])
+    layers = backend.model.model.layers
+    for step in [DecodeStep(backend.model, cache, 5, part) for part in (layers, join_layers(layers))]:
+        for batch, rows in ((chunks, expected), (chunks[1:], expected[1:]), (chunks, expected)):
+            with torch.inference_mode():
+                step.load(batch)
+                logits, tokens = (part[: len(batch)].numpy() for part in step.compute())
+            assert_close(logits, rows)
+            assert tokens.tolist() == rows.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_joined_layers_share_the_memory_of_the_model(bias: bool) -> None:
+    model = model_of(attention_bias=bias, mlp_bias=bias)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    joined = join_layers(model.model.layers)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    storages = {part.untyped_storage().data_ptr() for part in model.state_dict().values()}
+    parts = [*joined.parameters()]
+    assert {part.untyped_storage().data_ptr() for part in parts} <= storages
+    assert len(parts) < len([*model.model.layers.parameters()])
+
+
+def test_packed_matrices_are_not_joined(tmp_path: Path) -> None:
+    path = tmp_path / "small.gguf"
+    convert(LAYOUTS["hf"], path, quantize="Q4_0")
+    layers = LlamaForCausalLM.from_pretrained(path, keep_quantized=True).model.layers
+    assert join_layers(layers) is layers
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_chunks_can_return_the_tokens_of_the_highest_logits(device: str) -> None:
+    model = model_of()
+    backend = TorchBackend(copy.deepcopy(model).to(device), slots=4)
+    ids = np.random.default_rng(6).integers(3, VOCAB, (4, 30))
+    expected = [all_logits(model, text) for text in ids]
+    kinds = ("token", "logits", "token", "hidden")
+    for kinds_of_step in (kinds, ("token",) * 4, ("logits", "token", "token", "logits")):
+        chunks = [Chunk((row,), ids[row, :20], 0, 3, kind) for row, kind in enumerate(kinds_of_step)]
+        read = backend.forward(chunks)
+        decoded = backend.forward([Chunk((row,), ids[row, 20:21], 20, 1, k) for row, k in enumerate(kinds_of_step)])
+        for outputs, positions in ((read, [17, 18, 19]), (decoded, [20])):
+            rows = {kind: [i for i in range(4) if kinds_of_step[i] == kind] for kind in kinds}
+            logits = [expected[row][positions] for row in rows["logits"]]
+            assert_close(outputs.logits, np.concatenate([np.empty((0, VOCAB), np.float32), *logits]))
+            tokens = [expected[row][positions].argmax(-1) for row in rows["token"]]
+            assert outputs.tokens.tolist() == np.concatenate(tokens).tolist()
+            assert len(outputs.hidden) == len(rows["hidden"]) * len(positions)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_lowest_of_equal_tokens_is_chosen(device: str, dtype: torch.dtype) -> None:
+    logits = torch.randint(0, 9, (300, 5000), generator=torch.Generator().manual_seed(0))
+    expected = logits.numpy().argmax(-1)  # NumPy returns the first
+    logits = logits.to(device, dtype)
+    assert highest_tokens(logits).tolist() == expected.tolist()
+    for row, value in enumerate((torch.nan, torch.inf, -torch.inf)):
+        logits[row, 4000 + row] = value
+    assert highest_tokens(logits).tolist() == [-1, -1, -1, *expected[3:]]
 
 
 def test_matrices_can_stay_packed(tmp_path: Path) -> None:

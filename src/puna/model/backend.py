@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from puna.model.huggingface.placement import Placement, open_device
 from puna.model.loading import checkpoint_loading, choose_dtype, load
 from puna.model.paged.adapters import Adapters, segments_of
 from puna.model.paged.cache import PagedCache
-from puna.model.paged.decode import ROWS, DecodeGraphs
+from puna.model.paged.decode import ROWS, DecodeGraphs, highest_tokens
+from puna.model.paged.joined import join_layers
 from puna.model.paged.ragged import group_chunks, ragged_rope
 from puna.model.step import Step
 
@@ -36,7 +38,8 @@ class TorchBackend:
 
     On a GPU, steps in which each sequence decodes one token are CUDA graphs (see `DecodeGraphs`). The first step with
     1, with up to 16, up to 64 and up to 256 sequences compiles its graph, which takes some seconds. Other steps, those
-    with adapters, and models of the rope types dynamic and longrope run without graphs.
+    with adapters, and models of the rope types dynamic and longrope run without graphs. For graphs, matrices with the
+    same inputs are joined: the model's parameters become views of joined ones (see `join_layers`).
 
     Args:
         model: the model, which is put into evaluation mode.
@@ -51,10 +54,12 @@ class TorchBackend:
         self.model = model.eval()
         self.config: LlamaConfig = model.config
         pages = slots * page_count(self.config.context_length)
+        joined = join_layers(model.model.layers) if _can_capture(model) else None  # before the cache fills the memory
         self._cache = PagedCache(cache_config or self.config, pages, model.dtype, model.device)
         self.pages = self._cache.limit
         self._adapters = Adapters(model)
-        self._graphs = DecodeGraphs(model, self._cache) if _can_capture(model) else None
+        self.chooses_tokens = model.device.type != "cpu"
+        self._graphs = None if joined is None else DecodeGraphs(model, self._cache, joined)
         self.closed = False
 
     @classmethod
@@ -113,7 +118,7 @@ class TorchBackend:
         check_batch(batch, self.config, self.pages, self._adapters.loaded)
         with _memory_errors():
             if self._graphs is not None and 0 < len(batch) <= ROWS[-1] and all(map(_decodes, batch)):
-                return Outputs(self._graphs.run(batch), np.empty((0, self.config.hidden_size), np.float32))
+                return self._graphs.run(batch)
             return split_outputs(batch, self._run(batch) if batch else [], self.config)
 
     @property
@@ -174,7 +179,7 @@ class TorchBackend:
         if self.closed:
             raise BackendError("the model is closed; load it again")
 
-    def _run(self, batch: Batch) -> list[NDArray[np.float32]]:
+    def _run(self, batch: Batch) -> list[NDArray[Any]]:
         """Returns the rows of each chunk's output."""
         self._cache.reserve(1 + max(max(chunk.pages) for chunk in batch))
         decoder = self.model.model
@@ -186,12 +191,18 @@ class TorchBackend:
             out = decoder.hidden(self._embed(chunks), Step(rope, AttentionMask()), self._cache.layers)
         states = torch.split(out.last_hidden_state[0], [len(chunk.tokens) for chunk in chunks])
         kept = {index: part[len(part) - batch[index].rows :] for index, part in zip(order, states, strict=True)}
-        scored = [index for index in order if batch[index].output == "logits"]
+        results = {index: part.float().cpu() for index, part in kept.items() if batch[index].output == "hidden"}
+        # The chunks with logits first, then those with tokens: one product, and one transfer each.
+        scored = sorted((index for index in order if index not in results), key=lambda index: batch[index].output)
         if scored:
             with self._adapters.applied(segments_of((batch[index].rows, batch[index].adapter) for index in scored)):
-                logits = self.model.logits(torch.cat([kept[index] for index in scored])).float().cpu()
-            kept.update(zip(scored, torch.split(logits, [batch[index].rows for index in scored]), strict=True))
-        return [kept[index].float().cpu().numpy() for index in range(len(batch))]
+                logits = self.model.logits(torch.cat([kept[index] for index in scored]))
+            count = sum(batch[index].rows for index in scored if batch[index].output == "logits")
+            for output, values in (("logits", logits[:count].float()), ("token", highest_tokens(logits[count:]))):
+                indices = [index for index in scored if batch[index].output == output]
+                parts = torch.split(values.cpu(), [batch[index].rows for index in indices])
+                results.update(zip(indices, parts, strict=True))
+        return [results[index].numpy() for index in range(len(batch))]
 
     def _embed(self, chunks: Sequence[Chunk]) -> Tensor:
         """Returns the inputs of the first layer, (1, N, D)."""
@@ -206,7 +217,7 @@ class TorchBackend:
 
 def _decodes(chunk: Chunk) -> bool:
     """Returns whether a graph of `DecodeGraphs` can compute the chunk."""
-    plain = chunk.output == "logits" and chunk.embeddings is None and not chunk.adapter
+    plain = chunk.output != "hidden" and chunk.embeddings is None and not chunk.adapter
     return plain and len(chunk.tokens) == chunk.rows == 1
 
 

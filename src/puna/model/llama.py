@@ -57,10 +57,14 @@ class LlamaMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = activation_of(config)
 
+    def project(self, x: Tensor) -> Sequence[Tensor]:
+        """Returns gate(x) and up(x), each (..., I)."""
+        return self.gate_proj(x), self.up_proj(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """Returns the output of the network for x, (..., D)."""
-        hidden = self.act_fn(self.gate_proj(x)) * self.up_proj(x)  # (..., I)
-        out: Tensor = self.down_proj(hidden)
+        gate, up = self.project(x)
+        out: Tensor = self.down_proj(self.act_fn(gate) * up)
         return out
 
 
@@ -81,18 +85,19 @@ class LlamaAttention(nn.Module):
         self.dropout = config.attention_dropout
         self.register_buffer("kv_heads", None, persistent=False)  # the kv head of each query head, if groups differ
 
+    def project(self, x: Tensor) -> Sequence[Tensor]:
+        """Returns q(x), (..., H * E), k(x) and v(x), (..., K * E)."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
     def forward(self, hidden_states: Tensor, step: Step, past: Pair | None, **unused: Any) -> LayerOutput:
         """Attends from the states, (B, T, D), to each other and to `past`, cached keys and values, (B, K, S - T, E)."""
-        batch, tokens, _ = hidden_states.shape
-        q = self.q_proj(hidden_states).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, H, T, E)
-        k = self.k_proj(hidden_states).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
-        v = self.v_proj(hidden_states).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
+        shape = *hidden_states.shape[:2], -1, self.head_dim
+        q, k, v = (part.view(shape).transpose(1, 2) for part in self.project(hidden_states))  # (B, H or K, T, E)
         if self.kv_heads is not None:
             k, v = k[:, self.kv_heads], v[:, self.kv_heads]  # (B, H, T, E)
         dropout = self.dropout if self.training else 0.0
         out, weights, cached = step.rope.attend(q, k, v, past, step.mask, dropout, step.eager)
-        out = out.transpose(1, 2).reshape(batch, tokens, -1)  # (B, T, H * E)
-        return self.o_proj(out), weights, cached
+        return self.o_proj(out.transpose(1, 2).flatten(2)), weights, cached
 
 
 class LlamaDecoderLayer(nn.Module):
@@ -111,8 +116,7 @@ class LlamaDecoderLayer(nn.Module):
         # Modules that wrap attention, such as PEFT's adaption prompt, know the states and the angles by these names.
         out, weights, cached = self.self_attn(hidden_states=normed, step=step, past=past, position_embeddings=step.rope)
         x = x + out
-        x = x + self.mlp(self.post_attention_layernorm(x))
-        return x, weights, cached
+        return x + self.mlp(self.post_attention_layernorm(x)), weights, cached
 
 
 class LlamaModel(LlamaPreTrainedModel):

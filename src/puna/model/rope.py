@@ -135,8 +135,7 @@ class QueryRotation:
 
 def angles(positions: Tensor, inv_freq: Tensor, scaling: float) -> Angles:
     """Returns the scaled cos and sin of positions, (B, tokens), times inv_freq, (E/2) or (B, 1, E/2)."""
-    phase = positions[:, :, None].float() * inv_freq  # (B, tokens, E/2)
-    phase = phase[:, None]  # (B, 1, tokens, E/2)
+    phase = (positions[:, :, None].float() * inv_freq)[:, None]  # (B, 1, tokens, E/2)
     return phase.cos() * scaling, phase.sin() * scaling
 
 

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from puna.backend import PAGE, Chunk, page_count
+from puna.backend import PAGE, Chunk, Outputs, page_count
 from puna.model.attention import AttentionMask, Pair
 from puna.model.cache import KVCache
 from puna.model.causal_lm import LlamaForCausalLM
@@ -32,8 +31,9 @@ ROWS = (1, 16, 64, 256)
 """Sizes of graphs. Up to some hundred rows, a step takes about the time in which the weights are read, so that unused
 rows cost little, while each size takes seconds to compile."""
 
+RunEmbedding = Callable[[LlamaForCausalLM, Tensor], Tensor]
 RunLayer = Callable[[nn.Module, Tensor, Step, Pair], Tensor]
-RunHead = Callable[[LlamaForCausalLM, Tensor], Tensor]
+RunHead = Callable[[LlamaForCausalLM, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -57,38 +57,62 @@ class DecodeRope:
         return out.transpose(0, 1)[None], None, past
 
 
+def run_embedding(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
+    """Returns the embeddings, (1, N, D), of ids, (N)."""
+    return model.model.embed(ids[None])
+
+
 def run_layer(layer: nn.Module, x: Tensor, step: Step, past: Pair) -> Tensor:
     """Returns the output of a decoder layer. All layers share its compiled form."""
     out: Tensor = layer(x, step, past)[0]
     return out
 
 
-def run_head(model: LlamaForCausalLM, x: Tensor) -> Tensor:
-    """Returns the logits, (N, V), of the last layer's output, (1, N, D)."""
-    return model.logits(model.model.norm(x))[0]
+def run_head(model: LlamaForCausalLM, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the logits, (N, V), and the tokens of the highest, (N), of the last layer's output, (1, N, D)."""
+    logits = model.logits(model.model.norm(x))[0]
+    return logits, highest_tokens(logits)
+
+
+def highest_tokens(logits: Tensor) -> Tensor:
+    """Returns the id of the highest logit of each row of (N, V), the lowest of equal ones; -1 if any is not finite."""
+    return torch.where(logits.isfinite().all(-1), logits.argmax(-1), -1)
 
 
 class DecodeStep:
-    """A step of N rows whose inputs have fixed addresses."""
+    """A step of N rows whose inputs have fixed addresses.
 
-    def __init__(self, model: LlamaForCausalLM, cache: PagedCache, rows: int) -> None:
-        self._model, self._cache = model, cache
+    Args:
+        layers: the model's decoder layers, or layers that compute the same.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, cache: PagedCache, rows: int, layers: nn.ModuleList) -> None:
+        self._model, self._cache, self._layers = model, cache, layers
         width = 2 + page_count(model.config.context_length)
         self._host = torch.zeros((rows, width), dtype=torch.int32, pin_memory=model.device.type == "cuda")
         self._inputs = torch.zeros((rows, width), dtype=torch.int32, device=model.device)  # id, position, pages
+        self._tables: list[tuple[int, ...]] = [()] * rows  # the pages in `_host`
         self.load(())
 
     def load(self, chunks: Sequence[Chunk]) -> None:
         """Copies the inputs of a step of one token per chunk to the device."""
-        inputs = self._host.numpy()
-        for row, chunk in zip(inputs, chunks, strict=False):
-            row[0], row[1] = chunk.tokens[0], chunk.start
-            row[2 : 2 + len(chunk.pages)] = chunk.pages
-        inputs[len(chunks) :, :3] = 0, 0, self._cache.limit  # the spare page
+        inputs, count = self._host.numpy(), len(chunks)
+        inputs[:count, 0] = [int(chunk.tokens[0]) for chunk in chunks]
+        inputs[:count, 1] = [chunk.start for chunk in chunks]
+        inputs[count:, :2] = 0
+        spare = (self._cache.limit,)
+        for row, old in enumerate(self._tables):
+            pages = chunks[row].pages if row < count else spare
+            if pages != old:
+                self._tables[row] = ()  # an interrupt may occur here
+                inputs[row, 2 : 2 + len(pages)] = pages
+                self._tables[row] = pages
         self._inputs.copy_(self._host, non_blocking=True)
 
-    def compute(self, layer: RunLayer = run_layer, head: RunHead = run_head) -> Tensor:
-        """Returns the logits, (N, V)."""
+    def compute(
+        self, embedding: RunEmbedding = run_embedding, layer: RunLayer = run_layer, head: RunHead = run_head
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the logits, (N, V), and the tokens of the highest, (N)."""
         decoder = self._model.model
         ids, positions, tables = self._inputs[:, 0], self._inputs[:, 1], self._inputs[:, 2:]
         rotation = decoder.rotary_emb(positions[None], KVCache())
@@ -96,38 +120,63 @@ class DecodeStep:
         pages = tables.gather(1, (positions // PAGE)[:, None].long())[:, 0]
         slots = pages.long() * PAGE + positions % PAGE
         step = Step(DecodeRope(rotation.angles, slots, tables, positions + 1), AttentionMask())
-        x = decoder.embed(ids[None])  # (1, N, D)
-        for module, pair in zip(decoder.layers, self._cache.layers, strict=True):
+        x = embedding(self._model, ids)
+        for module, pair in zip(self._layers, self._cache.layers, strict=True):
             x = layer(module, x, step, pair)
         return head(self._model, x)
 
 
-class DecodeGraphs:
-    """The CUDA graphs of a model, by number of rows. A graph is compiled when a step first needs it."""
+@dataclass(frozen=True)
+class Captured:
+    """A CUDA graph of a step, its outputs, and memory of the CPU that receives them."""
 
-    def __init__(self, model: LlamaForCausalLM, cache: PagedCache) -> None:
-        self._model, self._cache = model, cache
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, DecodeStep, Tensor]] = {}
+    graph: torch.cuda.CUDAGraph
+    step: DecodeStep
+    logits: Tensor  # (N, V)
+    tokens: Tensor  # (N)
+    host_logits: Tensor
+    host_tokens: Tensor
+
+
+class DecodeGraphs:
+    """The CUDA graphs of a model, by number of rows. A graph is compiled when a step first needs it.
+
+    Args:
+        joined: the model's decoder layers with joined products.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, cache: PagedCache, joined: nn.ModuleList) -> None:
+        self._model, self._cache, self._joined = model, cache, joined
+        self._graphs: dict[int, Captured] = {}
         # Layers with packed matrices are captured without compilation: their products call code of autograd.
         self._compiles = not any(isinstance(module, PackedMatrix) for module in model.modules())
 
-    def run(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
-        """Returns the logits, (n, V), of chunks of one token."""
+    def run(self, chunks: Sequence[Chunk]) -> Outputs:
+        """Returns the logits or the tokens of chunks of one token."""
         rows = next(size for size in ROWS if size >= len(chunks))
         if rows not in self._graphs:
             self._graphs[rows] = self._capture(rows)
-        graph, step, logits = self._graphs[rows]
-        step.load(chunks)
-        graph.replay()
-        result = torch.empty((len(chunks), logits.shape[1]), dtype=logits.dtype, pin_memory=True)
-        result.copy_(logits[: len(chunks)], non_blocking=True)
+        captured = self._graphs[rows]
+        captured.step.load(chunks)
+        captured.graph.replay()
+        captured.host_tokens.copy_(captured.tokens, non_blocking=True)
+        scored = [row for row, chunk in enumerate(chunks) if chunk.output == "logits"]
+        if scored:
+            count = scored[-1] + 1
+            captured.host_logits[:count].copy_(captured.logits[:count], non_blocking=True)
         torch.cuda.current_stream().synchronize()
-        array: NDArray[np.float32] = result.float().numpy()  # here, because 2-byte numbers are transferred faster
-        return array
+        chosen = [row for row, chunk in enumerate(chunks) if chunk.output == "token"]
+        return Outputs(
+            captured.host_logits[scored].float().numpy(),  # here, because 2-byte numbers are transferred faster
+            np.empty((0, self._model.config.hidden_size), np.float32),
+            captured.host_tokens[chosen].numpy(),
+        )
 
-    def _capture(self, rows: int) -> tuple[torch.cuda.CUDAGraph, DecodeStep, Tensor]:
-        step, graph = DecodeStep(self._model, self._cache, rows), torch.cuda.CUDAGraph()
-        functions = _compiled(rows) if self._compiles else (run_layer, run_head)
+    def _capture(self, rows: int) -> Captured:
+        # The compiler fuses products of one row with each other and with activations, and joined ones with neither.
+        layers = self._model.model.layers if rows == 1 else self._joined
+        step, graph = DecodeStep(self._model, self._cache, rows, layers), torch.cuda.CUDAGraph()
+        functions = _compiled(rows) if self._compiles else ()
         stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         current = torch.cuda.current_stream()
         stream.wait_stream(current)
@@ -135,16 +184,18 @@ class DecodeGraphs:
             for _ in range(2):  # compiles, and lets libraries allocate their work space
                 step.compute(*functions)
         current.wait_stream(stream)
-        pool = next((other.pool() for other, _, _ in self._graphs.values()), None)  # graphs share temporary memory
+        pool = next((other.graph.pool() for other in self._graphs.values()), None)  # graphs share temporary memory
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            logits = step.compute(*functions)
-        return graph, step, logits
+            outputs = step.compute(*functions)
+        received = (torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in outputs)
+        return Captured(graph, step, *outputs, *received)
 
 
-def _compiled(rows: int) -> tuple[RunLayer, RunHead]:
+def _compiled(rows: int) -> tuple[RunEmbedding, RunLayer, RunHead]:
     # The tuning makes a product with one row a reduction, which reads the matrix at nearly full bandwidth.
     options: dict[str, Any] = {"coordinate_descent_tuning": rows == 1}
     return (
+        torch.compile(run_embedding, dynamic=False, options=options),
         torch.compile(run_layer, dynamic=False, options=options),
         torch.compile(run_head, dynamic=False, options=options),
     )
