@@ -2,9 +2,10 @@
 
 Both run the same weights of a LLaMA with 1.1 billion parameters. transformers decodes with a static cache of exactly
 the needed length and a forward pass that is compiled with CUDA graphs (`mode="reduce-overhead"`); its loop chooses
-tokens on the GPU and never waits for them. Two loops run puna: "backend" calls `TorchBackend.forward` and chooses the
-most likely tokens on the CPU, "engine" also schedules and samples as `LLM` does. The loops run in turn: once to
-compile, then `--repeat` times; the table shows the medians of the latter.
+tokens on the GPU and never waits for them. Three loops run puna: "logits" calls `TorchBackend.forward` and chooses the
+most likely tokens on the CPU, "tokens" lets `TorchBackend` choose them on the GPU and reads them after each step, and
+"engine" also schedules as `LLM` does. The loops run in turn: once to compile, then `--repeat` times; the table shows
+the medians of the latter.
 
     python benchmarks/compare_gpu.py [--rows 1 16] [--context 512] [--new 128] [--repeat 5]
 """
@@ -16,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -67,18 +69,19 @@ class Work:
             torch.cuda.synchronize()
 
 
-def run_backend(backend: TorchBackend, work: Work) -> float:
+def run_backend(backend: TorchBackend, work: Work, output: Literal["logits", "token"]) -> float:
     """Decodes with `TorchBackend.forward`; returns tokens per second."""
     prompts, end = work.prompts(backend.config.vocab_size), work.context + work.new
     pages = [consecutive_pages(end, row) for row in range(work.rows)]
     chunks = [Chunk(*pair, 0) for pair in zip(pages, prompts, strict=True)]
-    tokens = backend.forward(chunks).logits.argmax(-1)
+    tokens = backend.forward(chunks).logits.argmax(-1).astype(np.int64)
 
     def decode() -> None:
         nonlocal tokens
         for position in range(work.context, end):
-            chunks = [Chunk(pages[row], tokens[row : row + 1], position) for row in range(work.rows)]
-            tokens = backend.forward(chunks).logits.argmax(-1)
+            chunks = [Chunk(pages[row], tokens[row : row + 1], position, output=output) for row in range(work.rows)]
+            outputs = backend.forward(chunks)
+            tokens = outputs.tokens if output == "token" else outputs.logits.argmax(-1)
 
     return work.rows * work.new / work.seconds(decode)
 
@@ -164,13 +167,14 @@ def main() -> None:
     backend = TorchBackend(model, max(arguments.rows))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     table = Table(title=f"tokens/s on {name}, torch {torch.__version__}, transformers {transformers.__version__}")
-    for column in ("sequences", "backend", "engine", "transformers"):
+    for column in ("sequences", "logits", "tokens", "engine", "transformers"):
         table.add_column(column, justify="right")
     for rows in arguments.rows:
         work = Work(rows, arguments.context, arguments.new, device)
         baseline = Reference(reference, work)
         loops: dict[str, Callable[[], float]] = {
-            "backend": lambda work=work: run_backend(backend, work),
+            "logits": lambda work=work: run_backend(backend, work, "logits"),
+            "tokens": lambda work=work: run_backend(backend, work, "token"),
             "engine": lambda work=work: run_engine(backend, work),
             "transformers": lambda work=work, baseline=baseline: baseline.run(work),
         }
