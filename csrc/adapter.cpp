@@ -89,7 +89,7 @@ int32_t Model::load_adapter(const puna_low_rank* changes, int32_t count) {
     int64_t bytes = 0;
     const auto place = [&](const FormatTraits& format, int64_t rows, int64_t cols) {
         const Panels panels = describe(format, rows, cols);
-        bytes += panels.count() * panels.stride;
+        bytes += panels.bytes();
         return panels;
     };
     const auto change_of = [&](const puna_low_rank& change) -> LowRank& {
@@ -124,7 +124,7 @@ int32_t Model::load_adapter(const puna_low_rank* changes, int32_t count) {
     const auto pack_next = [&](Panels& panels, const float* values) {
         panels.data = data;
         pack_floats(kernels_, panels, values, data);
-        data += panels.count() * panels.stride;
+        data += panels.bytes();
     };
     for (int32_t i = 0; i < count; ++i) {
         if (changes[i].rank == 0) continue;

@@ -193,7 +193,7 @@ int64_t puna_packed_bytes(int32_t format, int64_t rows, int64_t cols) {
     const puna::FormatTraits* traits = puna::find_format(format);
     if (!traits || rows < 1 || cols < 1 || cols % traits->values) return -1;
     const puna::Panels panels = puna::describe(*traits, rows, cols);
-    return panels.count() * panels.stride;
+    return panels.bytes();
 }
 
 int32_t puna_model_read(const puna_model* model, int32_t kind, int32_t layer, float* out) {

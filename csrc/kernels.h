@@ -164,9 +164,9 @@ struct Kernels {
 };
 
 constexpr int64_t padded_width(int64_t head_dim) { return (head_dim + kPanel - 1) / kPanel * kPanel; }
-// Size of `scratch` of `attend`: a page's keys or values as float32, scores, and one factor of a product as bf16.
+// Size of `scratch` of `attend`: a page's keys or values as float32, scores, and scores and queries as bf16.
 constexpr int64_t attend_floats(int64_t count, int64_t head_dim) {
-    return kPage * (padded_width(head_dim) + count) + count * ((head_dim > kPage ? head_dim : kPage) + 1) / 2;
+    return kPage * (padded_width(head_dim) + count) + (count * (head_dim + kPage) + 1) / 2;
 }
 
 // Bytes of one kv head's keys, and of its values, in one page.

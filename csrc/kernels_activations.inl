@@ -118,9 +118,99 @@ PUNA_INLINE void quantize_blocks(const float* x, ActivationBlock* blocks) {
     }
 }
 
+#if defined(__AVX512F__) && !defined(PUNA_EMULATE)
+
+// Reduces each of sixteen vectors to one number, which becomes the lane of the vector's index. `combine` must be
+// commutative and associative.
+template <typename Combine>
+PUNA_INLINE __m512i reduce_each(const __m512i (&x)[16], const Combine& combine) {
+    __m512i eight[8], four[4], two[2];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i)
+        eight[i] = combine(_mm512_shuffle_i32x4(x[i], x[i + 8], 0x44), _mm512_shuffle_i32x4(x[i], x[i + 8], 0xee));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+        four[i] = combine(_mm512_shuffle_i32x4(eight[i], eight[i + 4], 0x88),
+                          _mm512_shuffle_i32x4(eight[i], eight[i + 4], 0xdd));
+    for (int i = 0; i < 2; ++i)
+        two[i] = combine(_mm512_unpacklo_epi64(four[i], four[i + 2]), _mm512_unpackhi_epi64(four[i], four[i + 2]));
+    const __m512 first = _mm512_castsi512_ps(two[0]), second = _mm512_castsi512_ps(two[1]);
+    const __m512i one = combine(_mm512_castps_si512(_mm512_shuffle_ps(first, second, 0x88)),
+                                _mm512_castps_si512(_mm512_shuffle_ps(first, second, 0xdd)));
+    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15), one);
+}
+
+// Rounds a block with a known scale, and computes its sums, as `quantize_blocks` does.
+PUNA_INLINE void quantize_block(const float* x, float scale, float inverse, ActivationBlock& to) {
+    const __m512 times = _mm512_set1_ps(inverse), magic = _mm512_set1_ps(12582912.0f);
+    const auto round = [&](int h) __attribute__((always_inline)) {
+        const __m512 rounded = _mm512_fmadd_ps(_mm512_loadu_ps(x + h * kLanes), times, magic);
+        return _mm512_cvtsepi32_epi8(_mm512_sub_epi32(_mm512_castps_si512(rounded), _mm512_set1_epi32(0x4b400000)));
+    };
+    const __m256i bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(round(0)), round(1), 1);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.quants), bytes);
+    // The sum of 16 bytes, each increased by 128, in all even lanes of a half; odd lanes are 0.
+    const __m256i quarters = _mm256_sad_epu8(_mm256_xor_si256(bytes, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
+    const __m256i halves = _mm256_add_epi32(quarters, _mm256_shuffle_epi32(quarters, 0x4e));
+    // Lanes in the order of the members after `scale`: sum, half_sum, neg_sum, neg_half_sum.
+    const __m256i first = _mm256_permutevar8x32_epi32(halves, _mm256_setr_epi32(1, 0, 0, 4, 0, 0, 4, 1));
+    const __m256i second = _mm256_permutevar8x32_epi32(halves, _mm256_setr_epi32(1, 4, 1, 1, 4, 1, 1, 1));
+    const __m256i offset = _mm256_setr_epi32(0, 4096, 2048, 2048, 4096, 2048, 2048, 0);
+    const __m256i sums = _mm256_sub_epi32(_mm256_add_epi32(first, second), offset);
+    __m256i members = _mm256_castps_si256(_mm256_cvtepi32_ps(sums));
+    members = _mm256_mask_sub_epi32(members, 0xf0, _mm256_setzero_si256(), sums);
+    members = _mm256_castps_si256(_mm256_mask_mov_ps(_mm256_castsi256_ps(members), 1, _mm256_set1_ps(scale)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(&to.scale), members);
+}
+
+// Does the same as sixteen calls of quantize_blocks<kBlocks, true>, and computes the sixteen scales at once.
+template <int kBlocks>
+PUNA_INLINE void quantize_sixteen(const float* x, ActivationBlock* blocks) {
+    __m512i magnitudes[16], minimums[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+        __m512i magnitude = _mm512_setzero_si512();
+        __m512 minimum = _mm512_set1_ps(__builtin_inff());
+#pragma GCC unroll 4
+        for (int j = 0; j < 2 * kBlocks; ++j) {
+            const __m512 value = _mm512_loadu_ps(x + (i * 2 * kBlocks + j) * kLanes);
+            const __m512i bits = _mm512_and_si512(_mm512_castps_si512(value), _mm512_set1_epi32(0x7fffffff));
+            magnitude = _mm512_max_epu32(magnitude, bits);
+            minimum = _mm512_min_ps(minimum, value);
+        }
+        magnitudes[i] = magnitude;
+        minimums[i] = _mm512_castps_si512(minimum);
+    }
+    const __m512 largest = _mm512_castsi512_ps(reduce_each(
+        magnitudes, [](__m512i a, __m512i b) __attribute__((always_inline)) { return _mm512_max_epu32(a, b); }));
+    const __m512 lowest =
+        _mm512_castsi512_ps(reduce_each(minimums, [](__m512i a, __m512i b) __attribute__((always_inline)) {
+            return _mm512_castps_si512(_mm512_min_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b)));
+        }));
+    const __mmask16 negative = _mm512_cmp_ps_mask(lowest, _mm512_sub_ps(_mm512_setzero_ps(), largest), _CMP_EQ_OQ);
+    const __m512 steps = _mm512_mask_mov_ps(_mm512_set1_ps(-128.0f), negative, _mm512_set1_ps(128.0f));
+    const __mmask16 positive = _mm512_cmp_ps_mask(largest, _mm512_setzero_ps(), _CMP_GT_OQ);
+    alignas(64) float scale[16], inverse[16];
+    _mm512_store_ps(scale, _mm512_div_ps(largest, steps));
+    _mm512_store_ps(inverse, _mm512_maskz_div_ps(positive, steps, largest));
+#pragma GCC unroll 2
+    for (int i = 0; i < 16; ++i)
+#pragma GCC unroll 2
+        for (int b = 0; b < kBlocks; ++b)
+            quantize_block(x + (i * kBlocks + b) * kBlock, scale[i], inverse[i], blocks[i * kBlocks + b]);
+}
+
+#endif
+
 static void quantize(const float* x, int64_t cols, int scale_blocks, ActivationBlock* blocks) {
     const int64_t count = cols / kBlock;
     int64_t b = 0;
+#if defined(__AVX512F__) && !defined(PUNA_EMULATE)
+    if (scale_blocks == 2)
+        for (; b + 32 <= count; b += 32) quantize_sixteen<2>(x + b * kBlock, blocks + b);
+    else
+        for (; b + 16 <= count; b += 16) quantize_sixteen<1>(x + b * kBlock, blocks + b);
+#endif
     if (scale_blocks == 2)
         for (; b + 2 <= count; b += 2) quantize_blocks<2, true>(x + b * kBlock, blocks + b);
     for (; b < count; ++b) quantize_blocks<1, true>(x + b * kBlock, blocks + b);

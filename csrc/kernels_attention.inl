@@ -147,21 +147,23 @@ static void product(const typename Line::Element* a, int64_t a_stride, int64_t c
 #endif
 }
 
+// Whether queries and scores are rounded to bf16 before they are multiplied by a cache matrix of this type.
+PUNA_INLINE bool rounds_to_bf16(CacheType type) { return kMultipliesBf16 && type == CacheType::kBF16; }
+
 // Calls `product` for a cache type. f16 and bf16 matrices are multiplied in their own type, all others must be f32.
-// `rounded` has room for count * a_stride bf16 values.
+// `rounded`: a as bf16, if it must be rounded.
 template <bool kAccumulate>
-PUNA_INLINE void product_as(CacheType type, const float* a, int64_t a_stride, int64_t count, const CacheMatrix& b,
-                            int64_t vectors, float* c, int64_t c_stride, const float* correction, uint16_t* rounded) {
+PUNA_INLINE void product_as(CacheType type, const float* a, const uint16_t* rounded, int64_t a_stride, int64_t count,
+                            const CacheMatrix& b, int64_t vectors, float* c, int64_t c_stride,
+                            const float* correction) {
     if (type == CacheType::kF16)
         return product<LineF16, kAccumulate>(a, a_stride, count, b, vectors, c, c_stride, correction);
     if (type != CacheType::kBF16)
         return product<LineF32, kAccumulate>(a, a_stride, count, b, vectors, c, c_stride, correction);
-    if constexpr (kMultipliesBf16) {
-        round_to_bf16(a, count * a_stride, rounded);
+    if constexpr (kMultipliesBf16)
         product<LineBf16, kAccumulate>(rounded, a_stride, count, b, vectors, c, c_stride, correction);
-    } else {
+    else
         product<LineBf16, kAccumulate>(a, a_stride, count, b, vectors, c, c_stride, correction);
-    }
 }
 
 // Widens `rows` rows of a cache page to floats. `width`: row length, a multiple of 16. q8_0 values are not multiplied
@@ -231,20 +233,35 @@ PUNA_INLINE const float* read_values(const HeadCache& cache, int64_t index, int6
 
 constexpr float kInitialMax = -3e38f;  // initial maximum score: finite, because -infinity - -infinity would be NaN
 
+// Writes reduce_max or reduce_add of vector(i), for each query i, to out[i]. AVX-512 reduces sixteen vectors at once,
+// in the same order.
+template <bool kAdd, typename Vector>
+PUNA_INLINE void reduce_rows(int64_t count, const Vector& vector, float* out) {
+    int64_t i = 0;
+#if defined(__AVX512F__) && !defined(PUNA_EMULATE)
+    for (; i + 16 <= count; i += 16) {
+        __m512i rows[16];
+        for (int r = 0; r < 16; ++r) rows[r] = (__m512i)vector(i + r).reg[0];
+        const __m512i each = reduce_each(rows, [](__m512i a, __m512i b) __attribute__((always_inline)) {
+            return (__m512i)(kAdd ? _mm512_add_ps((__m512)a, (__m512)b) : _mm512_max_ps((__m512)a, (__m512)b));
+        });
+        _mm512_storeu_ps(out + i, (__m512)each);
+    }
+#endif
+    for (; i < count; ++i) out[i] = kAdd ? reduce_add(vector(i)) : reduce_max(vector(i));
+}
+
 // Sets the scores of query i after its first valid[i] keys of a page to -infinity, and computes the maximum of each
 // query.
 PUNA_INLINE void mask_scores(float* scores, int64_t count, const int64_t* valid, float* max_score) {
-    for (int64_t i = 0; i < count; ++i) {
+    const auto maximum_of = [&](int64_t i) __attribute__((always_inline)) {
         float* const row = scores + i * kPage;
-        f32x16 maximum = broadcast(-__builtin_inff());
-        for (int64_t j = 0; j < kPage; j += kLanes) {
-            const int64_t rest = valid[i] - j;
-            if (rest < kLanes)
-                for (int64_t k = rest > 0 ? rest : 0; k < kLanes; ++k) row[j + k] = -__builtin_inff();
-            maximum = max(maximum, load(row + j));
-        }
-        max_score[i] = reduce_max(maximum);
-    }
+        for (int64_t j = valid[i] > 0 ? valid[i] : 0; j < kPage; ++j) row[j] = -__builtin_inff();
+        f32x16 maximum = load(row);
+        for (int64_t j = kLanes; j < kPage; j += kLanes) maximum = max(maximum, load(row + j));
+        return maximum;
+    };
+    reduce_rows<false>(count, maximum_of, max_score);
 }
 
 // Replaces the scores of a page by exponentials relative to each query's new maximum, and updates maximum and exp_sum.
@@ -260,7 +277,7 @@ PUNA_INLINE void softmax_block(float* scores, int64_t count, const int64_t* vali
         store(correction + i, exp(before - now));
         store(here + i, now);
     }
-    for (int64_t i = 0; i < count; ++i) {
+    const auto sum_of = [&](int64_t i) __attribute__((always_inline)) {
         const f32x16 now = broadcast(here[i]);
         f32x16 sum = broadcast(0.0f);
         for (int64_t j = 0; j < kPage; j += kLanes) {
@@ -269,7 +286,10 @@ PUNA_INLINE void softmax_block(float* scores, int64_t count, const int64_t* vali
             store(at, weight);
             sum = sum + weight;
         }
-        sums[i] = reduce_add(sum);
+        return sum;
+    };
+    reduce_rows<true>(count, sum_of, sums);
+    for (int64_t i = 0; i < count; ++i) {
         max_score[i] = here[i];
         exp_sum[i] = exp_sum[i] * correction[i] + sums[i];
     }
@@ -294,7 +314,8 @@ static void attend(const Queries& queries, const HeadCache& cache, int64_t split
     const bool direct = multiplies_directly(cache.type, queries.count), direct_keys = direct && !cache.cos;
     // `scratch` holds a page's keys, then its values; they share this memory so that it stays in L1.
     float* const scores = scratch + kPage * wide;
-    uint16_t* const rounded = reinterpret_cast<uint16_t*>(scores + kPage * queries.count);
+    uint16_t* const rounded_scores = reinterpret_cast<uint16_t*>(scores + kPage * queries.count);
+    uint16_t* const rounded_queries = rounded_scores + kPage * queries.count;
     int64_t last = 0;
     for (int64_t i = 0; i < queries.count; ++i) {
         last = queries.last[i] > last ? queries.last[i] : last;
@@ -305,6 +326,9 @@ static void attend(const Queries& queries, const HeadCache& cache, int64_t split
     if (direct_keys)
         for (int64_t at = 0; at < cache.head_dim * kPage * bytes; at += 64)
             __builtin_prefetch(cache.keys + cache.pages[first / kPage] * cache.key_stride + at, 0, kStreamLevel);
+    const CacheType key_type = direct_keys ? cache.type : CacheType::kF32;
+    const CacheType value_type = direct ? cache.type : CacheType::kF32;
+    if (rounds_to_bf16(key_type)) round_to_bf16(queries.values, queries.count * width, rounded_queries);
     for (int64_t i = 0; i < queries.count * wide; ++i) queries.weighted_values[i] = 0.0f;
     for (int64_t start = first; start <= last && start < first + kSplit; start += kPage) {
         // seen: keys of this page up to the last query's position. vectors: vectors of scores. more: another page
@@ -318,8 +342,8 @@ static void attend(const Queries& queries, const HeadCache& cache, int64_t split
         // scores = queries * keys
         CacheMatrix keys{page_keys, kPage * rows * bytes, width, page_values};
         if (!direct_keys) keys = {as_bytes(read_keys(cache, index, scratch)), kPage * 4, width, nullptr};
-        product_as<false>(direct_keys ? cache.type : CacheType::kF32, queries.values, width, queries.count, keys,
-                          vectors, scores, kPage, nullptr, rounded);
+        product_as<false>(key_type, queries.values, rounded_queries, width, queries.count, keys, vectors, scores, kPage,
+                          nullptr);
         // scores = exp(scores - max_score); keys after a query's own position get 0
         int64_t valid[kMaxQueries];
         for (int64_t i = 0; i < queries.count; ++i) valid[i] = queries.last[i] + 1 - start;
@@ -328,8 +352,9 @@ static void attend(const Queries& queries, const HeadCache& cache, int64_t split
         // weighted_values = correction * weighted_values + scores * values
         CacheMatrix values{page_values, wide * rows * bytes, seen, next_keys};
         if (!direct) values = {as_bytes(read_values(cache, index, seen, scratch)), wide * 4, seen, nullptr};
-        product_as<true>(direct ? cache.type : CacheType::kF32, scores, kPage, queries.count, values, wide / kLanes,
-                         queries.weighted_values, wide, correction, rounded);
+        if (rounds_to_bf16(value_type)) round_to_bf16(scores, queries.count * kPage, rounded_scores);
+        product_as<true>(value_type, scores, rounded_scores, kPage, queries.count, values, wide / kLanes,
+                         queries.weighted_values, wide, correction);
     }
 }
 

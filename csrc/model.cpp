@@ -168,8 +168,7 @@ void Model::pack(Matrix& matrix, const puna_tensor& tensor) {
     if (from != to && !can_quantize(*from, *to))
         throw std::invalid_argument("it cannot be quantised to the requested format");
     Panels panels = describe(*to, tensor.rows, tensor.cols);
-    matrix.values = Buffer<uint8_t>(static_cast<size_t>(panels.count() * panels.stride));
-    uint8_t* const data = matrix.values.data();
+    uint8_t* const data = weights_.take(static_cast<size_t>(panels.bytes()));
     const int64_t row_bytes = tensor.cols / to->values * to->bytes;
     Buffer<uint8_t> rounded(from == to ? 0 : static_cast<size_t>(tensor.rows * row_bytes), false);
     const int64_t file_bytes = tensor.cols / from->values * from->bytes;
@@ -231,9 +230,9 @@ void Model::check() const {
 // reads only one of its rows.
 void Model::weight_bytes(int64_t* bytes) const {
     std::fill(bytes, bytes + PUNA_PHASES, 0);
-    bytes[PUNA_PHASE_HEAD] = static_cast<int64_t>(head().values.size());
+    bytes[PUNA_PHASE_HEAD] = head().panels.bytes();
     for (const Layer& layer : layers_)
-        for (const Op& op : kOps) bytes[op.phase] += static_cast<int64_t>((layer.*op.matrix).values.size());
+        for (const Op& op : kOps) bytes[op.phase] += (layer.*op.matrix).panels.bytes();
 }
 
 bool Model::integer_weights() const {

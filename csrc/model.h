@@ -20,7 +20,6 @@ namespace puna {
 
 // A weight matrix and its bias.
 struct Matrix {
-    Buffer<uint8_t> values;
     std::vector<float> bias;
     Panels panels;
 };
@@ -188,6 +187,7 @@ class Model {
     const Kernels& kernels_;
     CacheType cache_type_;
     Pool pool_;
+    Arena weights_;  // the panels of all matrices
     Matrix embedding_, head_;
     std::vector<float> norm_;
     std::vector<Layer> layers_;

@@ -62,6 +62,7 @@ struct Panels {
     int64_t count() const { return (rows + kPanel - 1) / kPanel; }
     // Strip s consists of the panels s, s + strips(), ...: up to kStrip panels, far apart, read as parallel streams.
     int64_t strips() const { return (count() + kStrip - 1) / kStrip; }
+    int64_t bytes() const { return count() * stride; }
     bool integer() const { return !is_float(traits->planes); }
 };
 
