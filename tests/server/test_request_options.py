@@ -130,3 +130,55 @@ def test_accepted_guesses_are_shown_by_position(client, llm):
     for position, count in ((0, 3), (1, 2)):
         total = float(before.get(position, 0) + count)
         assert f'{name}{{model_name="golden",position="{position}"}} {total}' in lines
+
+
+def test_chat_returns_the_log_probabilities_of_the_prompt(client, llm):
+    """The same as those of `LLM.nll` for the tokens of the rendered conversation."""
+    import asyncio
+
+    document = chat(client, prompt_logprobs=0, return_token_ids=True).json()
+    ids = document["prompt_token_ids"]
+    losses = asyncio.run(llm.nll(ids))
+    first, *rows = document["prompt_logprobs"]
+    assert first is None
+    assert [-row[str(token)]["logprob"] for token, row in zip(ids[1:], rows, strict=True)] == pytest.approx(
+        losses.tolist(), abs=1e-6
+    )
+
+
+def test_chat_returns_speeds_and_echoes_the_text_that_it_continues(client):
+    messages = [*MESSAGES, {"role": "assistant", "content": "One day"}]
+    fields = {"messages": messages, "continue_final_message": True, "add_generation_prompt": False}
+    plain = chat(client, **fields).json()["choices"][0]["message"]["content"]
+    document = chat(client, **fields, echo=True, timings_per_token=True).json()
+    assert document["choices"][0]["message"]["content"] == "One day" + plain
+    timings, usage = document["timings"], document["usage"]
+    assert timings["predicted_n"] == usage["completion_tokens"]
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    assert (timings["cache_n"], timings["prompt_n"]) == (cached, usage["prompt_tokens"] - cached)
+    assert timings["prompt_ms"] >= 0 and timings["predicted_ms"] >= 0
+
+
+def test_the_limit_of_tokens_of_the_server_ends_answers(llm):
+    from puna.server.settings import Limits
+
+    settings = ServerSettings(name="golden", limits=Limits(tokens=3))
+    with TestClient(create_app(Service(llm, settings), settings), "http://127.0.0.1:8000") as limited:
+        document = chat(limited, max_tokens=None, ignore_eos=True).json()
+        assert document["usage"]["completion_tokens"] == 3
+        assert document["choices"][0]["finish_reason"] == "length"
+        assert chat(limited, max_tokens=4).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"input": [PROMPT, "One day the sun"]}),
+        ("/v1/score", {"text_1": PROMPT, "text_2": [" lives", " is"]}),
+    ],
+)
+def test_usage_counts_all_tokens_of_the_inputs(client, llm, path, body):
+    texts = body["input"] if "input" in body else [PROMPT + text for text in body["text_2"]]
+    expected = sum(len(llm.tokenizer.encode(text)) for text in texts)
+    usage = client.post(path, json={"model": "golden", **body}).json()["usage"]
+    assert usage == {"prompt_tokens": expected, "total_tokens": expected}
