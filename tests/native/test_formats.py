@@ -125,8 +125,8 @@ def _kind(key: str) -> int:
 def test_logits_in_every_format_equal_those_of_the_reference(name, cache, kernels):
     config, tensors = small_model(name)
     ids = np.random.default_rng(1).integers(0, 71, 300)
+    logits = check_stages(NativeBackend(config, tensors, 1, cache=cache), config, tensors, ids, kernels, cache)
     backend = NativeBackend(config, tensors, 2, cache=cache)
-    logits = check_stages(backend, config, tensors, ids, kernels, cache)
     assert (run(backend, ids, [300]) == logits).all()
     assert (run(backend, ids, [100, 1, 2, 3, 4, 5, 7, 12, 64] + [1] * 102) == logits).all()
 
