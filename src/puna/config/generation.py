@@ -194,7 +194,7 @@ class GenerationConfig:
                 unused[name] = value
             elif not (defaults_only and name in self._assigned and getattr(self, name) is not None):
                 check_field(name, absent_if_minus_one(value) if name in TOKEN_IDS else value)
-                if fields.get("do_sample", self.do_sample):
+                if fields.get("do_sample", self.do_sample) is True:
                     check_sampling(name, value)
                 setattr(self, name, value)
         return unused

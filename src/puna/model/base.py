@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from puna.checkpoint.names import Head
 from puna.config import GenerationConfig, LlamaConfig
-from puna.errors import ArgumentError, ConfigError, show
+from puna.errors import ArgumentError, ConfigError, RequestError, show
 from puna.model.quantized import QuantEmbedding, QuantLinear
 
 
@@ -21,9 +21,18 @@ class Decoder(Protocol):
     _gradient_checkpointing: bool
 
 
-def default_to(value: bool | None, default: bool) -> bool:
-    """Returns an argument of forward, or the configuration's default if it is None."""
-    return default if value is None else value
+def default_to(value: Any, default: bool) -> bool:
+    """Returns an argument of forward, or the configuration's default if it is None.
+
+    Raises:
+        RequestError: the argument is a tensor of several elements, which is neither true nor false.
+    """
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise RequestError(
+            f"a tensor of shape {tuple(value.shape)} was passed for use_cache, return_dict, output_attentions or "
+            "output_hidden_states; each must be True, False or None. Check the order of the arguments"
+        )
+    return default if value is None else bool(value)
 
 
 def new_embedding(rows: int, width: int, padding_idx: int | None) -> nn.Embedding:

@@ -144,3 +144,35 @@ def test_the_warning_about_a_missing_head_names_the_line_of_the_caller(kind: Any
     with pytest.warns(UserWarning, match="has no score.weight") as warnings:
         kind.from_pretrained(LAYOUTS["hf"])
     assert [warning.filename for warning in warnings] == [__file__]
+
+
+FLAG = torch.ones(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda m: m(IDS, use_cache=FLAG), r"shape \(2, 2\) was passed for use_cache"),
+        (lambda m: m(IDS, return_dict=FLAG), "each must be True, False or None"),
+        (lambda m: m(IDS, output_attentions=FLAG), "each must be True, False or None"),
+        (lambda m: m.generate(IDS, do_sample=FLAG), "do_sample"),
+        (lambda m: m.generate(IDS, synced_gpus=FLAG), "synced_gpus"),
+        (lambda m: puna.SuppressTokensLogitsProcessor([1], device="x"), "device is 'x'; pass the device of the model"),
+        (lambda m: puna.MinLengthLogitsProcessor(2, 1, device=-1), "device is -1"),
+        (lambda m: puna.WatermarkLogitsProcessor(67, device="x"), "device is 'x'"),
+        (lambda m: puna.WatermarkLogitsProcessor("x", device="cpu"), "vocab_size is 'x'"),
+        (lambda m: puna.EncoderNoRepeatNGramLogitsProcessor(2, [1]), "encoder_input_ids is a list"),
+    ],
+)
+def test_flags_devices_and_tensors_of_a_wrong_type_are_named(model: Any, build: Any, words: str) -> None:
+    with pytest.raises(PunaError, match=words):
+        build(model)
+
+
+def test_suppressed_tokens_may_be_a_tensor(model: Any) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    first = int(model.generate(IDS, **options)[0, 3])
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        texts = [model.generate(IDS, **options, **{name: tokens}) for tokens in ([first, 9], torch.tensor([first, 9]))]
+        assert torch.equal(*texts)
+        assert int(texts[0][0, 3]) != first

@@ -53,7 +53,9 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             raise ArgumentError(f"{name} is {show(value)}; it must be a function (prompt index, ids) -> token ids")
         elif name == "generator" and not isinstance(value, torch.Generator):
             raise ArgumentError(f"generator is {show(value)}; it must be a torch.Generator, or pass seed, a number")
-        elif name in ("synced_gpus", "use_model_defaults") and value not in (True, False):
+        elif name in ("synced_gpus", "use_model_defaults") and (
+            isinstance(value, Tensor) or value not in (True, False)
+        ):
             raise ArgumentError(f"{name} is {show(value)}; it must be True, False or None")
 
 

@@ -126,7 +126,21 @@ def token_tensor(tokens: EndTokens | Iterable[int], device: Any = "cpu") -> Tens
         raise RequestError(f"{show(wrong[0])} is not a token id; pass an integer or a list of integers")
     if ids and max(map(abs, ids)) >= 2**63:
         raise RequestError(f"{show(max(ids))} is not a token id; it must be below 2^63")
-    return torch.tensor(ids, device=device) if ids else torch.zeros(0, dtype=torch.long, device=device)
+    return torch.tensor(ids, device=as_device(device), dtype=torch.long)
+
+
+def as_device(device: Any) -> torch.device:
+    """Returns the argument `device` of a processor.
+
+    Raises:
+        RequestError: this machine has no such device.
+    """
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError, ValueError) as exc:
+        raise RequestError(
+            f"device is {show(device)}; pass the device of the model, such as 'cpu' or 'cuda:0'"
+        ) from exc
 
 
 def check_integer(name: str, value: Any, lowest: int) -> None:

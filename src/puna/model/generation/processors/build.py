@@ -177,13 +177,14 @@ def _tokens(settings: GenerationConfig, context: Context) -> Iterator[Processor]
     """Yields the processors that suppress or force single tokens."""
     device, begin = context.prompt_ids.device, context.prompt_ids.shape[1]
     forced = settings.forced_decoder_ids
-    if suppressed := settings.suppress_tokens:
+    suppressed, suppressed_at_begin = settings.suppress_tokens, settings.begin_suppress_tokens  # lists or tensors
+    if suppressed is not None and len(suppressed):
         yield SuppressTokensLogitsProcessor(suppressed, device)
-    if suppressed := settings.begin_suppress_tokens:
+    if suppressed_at_begin is not None and len(suppressed_at_begin):
         if begin <= 1 and settings.forced_bos_token_id is not None:
             begin += 1
         begin += forced[-1][0] if forced else 0
-        yield SuppressTokensAtBeginLogitsProcessor(suppressed, begin, device)
+        yield SuppressTokensAtBeginLogitsProcessor(suppressed_at_begin, begin, device)
     if forced:
         yield ForceTokensLogitsProcessor(forced)
 

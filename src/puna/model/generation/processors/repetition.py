@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from puna.errors import RequestError
+from puna.model.checks import check_tensor
 from puna.model.generation.processors.base import LogitsProcessor, check_integer, check_positive_float
 
 
@@ -84,6 +85,7 @@ class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
 
     def __init__(self, encoder_ngram_size: int, encoder_input_ids: Tensor) -> None:
         check_integer("encoder_ngram_size", encoder_ngram_size, 1)
+        check_tensor("encoder_input_ids", encoder_input_ids)
         self.ngram_size = encoder_ngram_size
         self.encoder_input_ids = encoder_input_ids.reshape(-1, encoder_input_ids.shape[-1])
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from puna.errors import RequestError
-from puna.model.generation.processors.base import LogitsProcessor
+from puna.model.generation.processors.base import LogitsProcessor, as_device
 
 _MULTIPLIER, _INCREMENT = 6364136223846793005, 1
 """The linear congruential generator of newlib and musl."""
@@ -55,6 +55,7 @@ class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
         debug_mode: bool = False,
     ) -> None:
         self.ngram_len = ngram_len
+        device = as_device(device)
         self.keys = torch.tensor(keys, device=device)
         generator = torch.Generator(device).manual_seed(sampling_table_seed)
         self.sampling_table = torch.randint(0, 2, (sampling_table_size,), generator=generator, device=device)

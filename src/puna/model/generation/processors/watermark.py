@@ -18,7 +18,7 @@ from torch import Tensor
 
 from puna.config.watermarks import WatermarkingConfig, read_watermarking_config
 from puna.errors import RequestError, show
-from puna.model.generation.processors.base import LogitsProcessor
+from puna.model.generation.processors.base import LogitsProcessor, as_device, check_integer
 
 _TABLE_SIZE = 1_000_003
 _REJECTION_STEPS = 40
@@ -52,12 +52,14 @@ class WatermarkLogitsProcessor(LogitsProcessor):
         config.validate()
         if not 0 < greenlist_ratio < 1:
             raise RequestError(f"greenlist_ratio is {greenlist_ratio!r}; it must be greater than 0 and less than 1")
+        check_integer("vocab_size", vocab_size, 1)
         self.vocab_size = vocab_size
         self.greenlist_size = int(vocab_size * greenlist_ratio)
         self.bias = bias
         self.seeding_scheme = seeding_scheme
         self.hash_key = hashing_key
         self.context_width = context_width
+        device = as_device(device)
         self.rng = torch.Generator(device).manual_seed(hashing_key)
         self.fixed_table = torch.randperm(_TABLE_SIZE, generator=self.rng, device=device)
 
