@@ -20,22 +20,20 @@ class AdamW(Optimizer):
         self.parameters = dict(parameters)
         self._settings = settings
         self._state: dict[str, dict[str, Tensor]] = {}
+        for name, value in self.parameters.items():  # before the first step, whose freed memory they would divide
+            moments = {moment: torch.zeros_like(value.detach()) for moment in _MOMENTS}
+            self._state[name] = {"step": torch.zeros(()), **moments}
 
     def step(self, learning_rate: float, scale: float = 1.0) -> None:
         """Changes the parameters, using gradients times `scale`."""
         gradients = {name: item.grad for name, item in self.parameters.items() if item.grad is not None}
         if not gradients:
             return
-        values = [self.parameters[name].detach() for name in gradients]
-        for name, value in zip(gradients, values, strict=True):
-            if name not in self._state:
-                moments = {moment: torch.zeros_like(value) for moment in _MOMENTS}
-                self._state[name] = {"step": torch.zeros(()), **moments}
         states = [self._state[name] for name in gradients]
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1.0)
         torch._fused_adamw_(
-            values,
+            [self.parameters[name].detach() for name in gradients],
             list(gradients.values()),
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
@@ -52,8 +50,9 @@ class AdamW(Optimizer):
         )
 
     def state(self) -> dict[str, Tensor]:
-        """Returns the moments and the number of steps of each parameter."""
-        return {f"{moment}.{name}": value for name, state in self._state.items() for moment, value in state.items()}
+        """Returns the moments and the number of steps of each parameter that has changed."""
+        states = {name: state for name, state in self._state.items() if state["step"] > 0}
+        return {f"{moment}.{name}": value for name, state in states.items() for moment, value in state.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restores the moments exactly."""

@@ -58,6 +58,7 @@ class FusedForward:
         self._decoder = decoder_of(trainable)
         self._dtype = model.dtype
         self._operations = operations_for(self._dtype)
+        self._packed_head: Tensor | None = None
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._layers = [
             FusedLayer(trainable, name, module, self._dtype)
@@ -138,8 +139,9 @@ class FusedForward:
         head = self.trainable.model.get_output_embeddings()
         assert head is not None, "only language models have losses of tokens"
         if isinstance(head, QuantLinear):
-            value = dequantize([head.packed], self._dtype)
-            return value, value
+            if self._packed_head is None:  # needed when a step uses most memory, so that freeing it would gain nothing
+                self._packed_head = dequantize([head.packed], self._dtype)
+            return self._packed_head, self._packed_head
         return self._master(head.weight), head.weight.detach().to(self._dtype)
 
     def _attention(self, lengths: tuple[int, ...]) -> Attention:
