@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from puna.config import PreTrainedConfig as PreTrainedConfig
     from puna.config import PretrainedConfig as PretrainedConfig
     from puna.config.auto import AutoConfig as AutoConfig
-    from puna.config.compilation import CompileConfig as CompileConfig
-    from puna.config.generation_mode import GenerationMode as GenerationMode
-    from puna.config.watermarks import SynthIDTextWatermarkingConfig as SynthIDTextWatermarkingConfig
-    from puna.config.watermarks import WatermarkingConfig as WatermarkingConfig
+    from puna.config.generation.compilation import CompileConfig as CompileConfig
+    from puna.config.generation.mode import GenerationMode as GenerationMode
+    from puna.config.generation.watermarks import SynthIDTextWatermarkingConfig as SynthIDTextWatermarkingConfig
+    from puna.config.generation.watermarks import WatermarkingConfig as WatermarkingConfig
     from puna.convert import convert as convert
     from puna.convert import merge as merge
     from puna.errors import PunaError as PunaError

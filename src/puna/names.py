@@ -13,8 +13,8 @@ _NAMES = {
     "puna.compat.seed": "set_seed",
     "puna.config.auto": "AutoConfig",
     "puna.config": "GenerationConfig LlamaConfig PreTrainedConfig PretrainedConfig",
-    "puna.config.compilation": "CompileConfig",
-    "puna.config.watermarks": "SynthIDTextWatermarkingConfig WatermarkingConfig",
+    "puna.config.generation.compilation": "CompileConfig",
+    "puna.config.generation.watermarks": "SynthIDTextWatermarkingConfig WatermarkingConfig",
     "puna.convert": "convert merge",
     "puna.errors": "PunaError",
     "puna.llm": "LLM",
@@ -24,7 +24,7 @@ _NAMES = {
         "ConfidenceCriteria EosTokenCriteria MaxLengthCriteria MaxNewTokensCriteria MaxTimeCriteria "
         "StopStringCriteria StoppingCriteria StoppingCriteriaList validate_stopping_criteria"
     ),
-    "puna.config.generation_mode": "GenerationMode",
+    "puna.config.generation.mode": "GenerationMode",
     "puna.model.generation.mixin": "GenerationMixin",
     "puna.model.generation.outputs": (
         "BeamSampleDecoderOnlyOutput BeamSearchDecoderOnlyOutput ContrastiveSearchDecoderOnlyOutput "

@@ -6,7 +6,7 @@ import pytest
 
 from puna import GenerationConfig
 from puna.config import GenerationDefaults, generation_notes
-from puna.config.generation_defaults import ignored_settings
+from puna.config.generation.defaults import ignored_settings
 from puna.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from puna import GenerationConfig, LlamaConfig
 from puna.config import GenerationMode, GenerationOptions
-from puna.config.generation_fields import CALL_ARGUMENTS, DEFAULTS
+from puna.config.generation.fields import CALL_ARGUMENTS, DEFAULTS
 from puna.errors import ConfigError
 
 RECORDED = {  # transformers 4.34.1: vars(GenerationConfig()), without those that are None
@@ -250,7 +250,7 @@ def test_contrastive_search_uses_top_k_without_sampling():
 def test_a_configuration_can_be_uploaded(tmp_path, monkeypatch):
     uploads = []
     monkeypatch.setattr(
-        "puna.config.generation.upload_files", lambda *args, **options: uploads.append((*args, options))
+        "puna.config.generation.config.upload_files", lambda *args, **options: uploads.append((*args, options))
     )
     config = GenerationConfig(max_length=9)
     config.save_pretrained(tmp_path / "tiny")
@@ -276,7 +276,7 @@ def test_the_older_name_of_the_token_reaches_the_hub(tmp_path, monkeypatch):
         received.append(arguments)
         return tmp_path
 
-    monkeypatch.setattr("puna.config.generation.local_path", local_path)
+    monkeypatch.setattr("puna.config.generation.config.local_path", local_path)
     GenerationConfig(max_length=9).save_pretrained(tmp_path)
     with pytest.warns(FutureWarning, match="its new name is token"):
         config = GenerationConfig.from_pretrained("me/private", use_auth_token="t", _from_model_config=True)

@@ -3,10 +3,10 @@
 `puna.config.frequencies`, which needs NumPy, is imported separately.
 """
 
-from puna.config.generation import GenerationConfig
-from puna.config.generation_defaults import GenerationDefaults, generation_notes
-from puna.config.generation_fields import GenerationOptions
-from puna.config.generation_mode import GenerationMode
+from puna.config.generation.config import GenerationConfig
+from puna.config.generation.defaults import GenerationDefaults, generation_notes
+from puna.config.generation.fields import GenerationOptions
+from puna.config.generation.mode import GenerationMode
 from puna.config.llama import LlamaConfig
 from puna.config.pretrained import PreTrainedConfig, PretrainedConfig
 from puna.config.sampling import MAX_LOGPROBS, Distribution, Sampling, SamplingOptions

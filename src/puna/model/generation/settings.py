@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from puna.config import GenerationConfig, GenerationMode, LlamaConfig
-from puna.config.generation_checks import minor_issues
+from puna.config.generation.checks import minor_issues
 from puna.errors import RequestError, show, suggestion
 
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")

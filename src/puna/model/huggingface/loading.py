@@ -15,7 +15,7 @@ from puna.checkpoint import Checkpoint, open_checkpoint
 from puna.checkpoint.huggingface import Reading
 from puna.checkpoint.validation import full_names
 from puna.config import GenerationConfig, LlamaConfig
-from puna.config.generation_fields import DEFAULTS
+from puna.config.generation.fields import DEFAULTS
 from puna.errors import ArgumentError, CheckpointError, RequestError, show, suggestion
 from puna.files import path_argument
 from puna.hub import HubArguments, choose_token, local_path, parse

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from puna.config.watermarks import WatermarkingConfig, read_watermarking_config
+from puna.config.generation.watermarks import WatermarkingConfig, read_watermarking_config
 from puna.errors import RequestError, show
 from puna.model.generation.processors.base import LogitsProcessor, as_device, check_integer
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from puna.config.watermarks import SynthIDTextWatermarkingConfig, WatermarkingConfig, read_watermarking_config
+from puna.config.generation.watermarks import (
+    SynthIDTextWatermarkingConfig,
+    WatermarkingConfig,
+    read_watermarking_config,
+)
 from puna.errors import RequestError
 from puna.model.generation.processors.base import Processor
 from puna.model.generation.processors.synthid import SynthIDTextWatermarkLogitsProcessor

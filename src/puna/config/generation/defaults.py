@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from puna.config.checks import check_positive
-from puna.config.generation import GenerationConfig
-from puna.config.generation_fields import DEFAULTS, METADATA
+from puna.config.generation.config import GenerationConfig
+from puna.config.generation.fields import DEFAULTS, METADATA
 from puna.errors import ConfigError, show
 
 _SUPPORTED = (

@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Any, TypedDict
 
 from puna.config.checks import check_between, check_flag, check_whole
-from puna.config.watermarks import read_watermarking_config
+from puna.config.generation.watermarks import read_watermarking_config
 from puna.errors import ConfigError, show
 
 DEFAULTS: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from puna.config.generation_fields import CALL_ARGUMENTS, DEFAULTS, check_sampling, id_list
+from puna.config.generation.fields import CALL_ARGUMENTS, DEFAULTS, check_sampling, id_list
 from puna.errors import ConfigError, show
 
 _SAMPLING_ONLY = ("temperature", "top_p", "min_p", "top_h", "typical_p", "top_k", "epsilon_cutoff", "eta_cutoff")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from puna.config.checks import absent_if_minus_one, minus_one_notes
-from puna.config.generation_checks import check_relations, minor_issues
-from puna.config.generation_fields import (
+from puna.config.generation.checks import check_relations, minor_issues
+from puna.config.generation.fields import (
     DEFAULTS,
     METADATA,
     TOKEN_IDS,
@@ -21,9 +21,9 @@ from puna.config.generation_fields import (
     id_list,
     plain,
 )
-from puna.config.generation_mode import GenerationMode, select_mode
+from puna.config.generation.mode import GenerationMode, select_mode
+from puna.config.generation.watermarks import read_watermarking_config
 from puna.config.llama import LlamaConfig
-from puna.config.watermarks import read_watermarking_config
 from puna.errors import ArgumentError, ConfigError, show
 from puna.files import json_bytes, make_folder, path_argument, read_json, reading_errors, write_json
 from puna.hub import file_arguments, local_path
