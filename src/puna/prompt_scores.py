@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from puna.backend import token_losses
 from puna.engine import Event, LoadedAdapter, Request
 from puna.errors import BackendError
+from puna.native.sampling import logprob_values
 
 
 class PromptResult(ABC):
@@ -77,18 +78,27 @@ class PromptLogits(PromptResult):
 class PromptLosses(PromptResult):
     """The negative log-likelihood in nats of each token after `first`: `values`, float64, (T - 1 - first,).
 
-    `greedy` tells whether each of these tokens is one of the most likely.
+    `greedy` tells whether each of these tokens is one of the most likely. Without `exact`, the values are those of the
+    option `prompt_logprobs`, to the bit, instead of being computed in float64.
     """
 
-    def __init__(self, ids: tuple[int, ...], first: int = 0, adapter: LoadedAdapter | None = None) -> None:
+    def __init__(
+        self, ids: tuple[int, ...], first: int = 0, adapter: LoadedAdapter | None = None, exact: bool = True
+    ) -> None:
         super().__init__(ids, first, adapter)
+        self._exact = exact
         self._targets = ids[first + 1 :]
         self.values = np.empty(len(self._targets))
         self.greedy = True
 
     def _add(self, rows: NDArray[np.float32], start: int) -> None:
         targets = np.asarray(self._targets[start : start + len(rows)], np.int64)
-        self.values[start : start + len(targets)], greedy = token_losses(rows[: len(targets)], targets)
+        rows = rows[: len(targets)]
+        if self._exact:
+            self.values[start : start + len(targets)], greedy = token_losses(rows, targets)
+        else:
+            self.values[start : start + len(targets)] = -logprob_values(rows, targets)
+            greedy = bool((rows[np.arange(len(rows)), targets] >= rows.max(axis=-1)).all())
         self.greedy = self.greedy and greedy
 
 

@@ -98,8 +98,10 @@ class TextModel(LoadedModel):
             answers += self._streamed(prompt, chat, options)
         return answers
 
-    def _continuation_losses(self, context: Any, continuations: Any, adapter: str | None) -> list[PromptLosses]:
-        """Returns the results to be computed for the arguments of `score`."""
+    def _continuation_losses(
+        self, context: Any, continuations: Any, adapter: str | None, exact: bool = True
+    ) -> list[PromptLosses]:
+        """Returns the results to be computed for the arguments of `score`; `exact` as in `PromptLosses`."""
         loaded = self._adapters.for_text(adapter)
         if not isinstance(continuations, list | tuple):
             raise RequestError(f"continuations is {show(continuations)}; it must be a list of texts or of token ids")
@@ -110,7 +112,7 @@ class TextModel(LoadedModel):
                 raise RequestError(
                     f"continuations[{index}] is {show(continuation)}, which adds no token to the context"
                 )
-            results.append(self._checked(PromptLosses(ids, known - 1, loaded)))
+            results.append(self._checked(PromptLosses(ids, known - 1, loaded, exact)))
         return results
 
     def _join(self, context: Any, continuation: Any) -> tuple[tuple[int, ...], int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -125,6 +127,14 @@ def test_lm_eval_computes_the_same_numbers(llm, tmp_path):
         expected = llm.generate(item.context, max_tokens=5, stop=["."], temperature=0).text
         assert sample["resps"][0][0] == expected
     assert lm_eval.api.registry.get_model("puna") is harness.PunaLM
+
+
+@pytest.mark.slow
+def test_lm_eval_keeps_its_own_models():
+    """In a new process: lm-eval registers its models only if none is registered."""
+    pytest.importorskip("lm_eval")
+    program = "import puna.evaluation.harness, lm_eval.api.registry as registry; registry.get_model('dummy')"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_the_command_prints_the_same_numbers(llm, tmp_path):

@@ -17,6 +17,7 @@ from puna.evaluation.perplexity import rolling_likelihood
 from puna.llm import LLM
 
 try:
+    import lm_eval.models  # noqa: F401 - lm-eval registers its own models only while no other is registered
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
 except ModuleNotFoundError as exc:

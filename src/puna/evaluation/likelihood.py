@@ -31,6 +31,7 @@ def score_pairs(
 ) -> list[Likelihood]:
     """Returns the log-likelihood of each continuation; one without tokens has 0.
 
+    The values are the sums of the log-probabilities that a server returns, in the order in which lm-eval adds them.
     Of a context that exceeds the model's context together with its continuation, the first tokens are left out.
 
     Raises:
@@ -41,14 +42,14 @@ def score_pairs(
     limit = llm.longest_text(adapter)
     while group := list(islice(remaining, _GROUP)):
         results = [
-            llm._continuation_losses(context[max(0, len(context) + len(ids) - limit) :], [ids], adapter)[0]
+            llm._continuation_losses(context[max(0, len(context) + len(ids) - limit) :], [ids], adapter, False)[0]
             if ids
             else None
             for context, ids in group
         ]
         llm._runner.submit([result for result in results if result is not None]).wait()
         likelihoods += [
-            Likelihood(0.0, True) if result is None else Likelihood(-float(result.values.sum()), result.greedy)
+            Likelihood(0.0, True) if result is None else Likelihood(-sum(result.values.tolist()), result.greedy)
             for result in results
         ]
         if progress is not None:

@@ -22,7 +22,7 @@ def rolling_likelihood(llm: LLM, text: str, adapter: str | None = None, limit: i
     """
     ids = list(llm.tokenizer.encode(text, add_special_tokens=False))
     windows = rolling_windows(ids, prefix_token(llm), limit or llm.longest_text(adapter))
-    return math.fsum(likelihood.value for likelihood in score_pairs(llm, windows, adapter)), len(ids)
+    return sum(likelihood.value for likelihood in score_pairs(llm, windows, adapter)), len(ids)
 
 
 def evaluate_perplexity(

@@ -27,14 +27,18 @@ def llm(checkpoint: Any) -> Iterator[Any]:
         yield model
 
 
-@pytest.fixture(scope="module")
-def completions(address: str) -> Any:
+def client(address: str, **options: Any) -> Any:
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
     return LocalCompletionsAPI(
         base_url=f"{address}/v1/completions", model=MODEL, tokenizer=str(LAYOUTS["hf"]), max_retries=1,
-        tokenizer_backend="huggingface", max_length=512, batch_size=2,
+        tokenizer_backend="huggingface", max_length=512, batch_size=2, **options,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def completions(address: str) -> Any:
+    return client(address)
 
 
 def instances(kind: str, arguments: list[Any]) -> list[Any]:
@@ -68,6 +72,16 @@ def test_rolling_log_likelihoods(completions: Any, llm: Any) -> None:
     for text, value in zip(TEXTS, results, strict=True):
         ids = [completions.prefix_token_id, *completions.tok_encode(text)]
         assert value == log_likelihood(llm, ids, 1)
+
+
+def test_the_numbers_are_those_of_the_same_model_in_this_process(address: str, completions: Any, llm: Any) -> None:
+    """lm-eval's client puts BOS before a context only with `add_bos_token`, which in texts would add a second one."""
+    from puna.evaluation.harness import PunaLM
+
+    own, pairs = PunaLM(llm), instances("loglikelihood", PAIRS)
+    assert client(address, add_bos_token=True).loglikelihood(pairs) == own.loglikelihood(pairs)
+    texts = instances("loglikelihood_rolling", [(text,) for text in TEXTS])
+    assert completions.loglikelihood_rolling(texts) == own.loglikelihood_rolling(texts)
 
 
 @pytest.mark.parametrize("until", [["."], ["zzz"]])
