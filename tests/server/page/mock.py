@@ -38,6 +38,8 @@ def script(prompt: str, model: str) -> tuple[list[str], float]:
         return _tokens(LONG)[:10_000], 0.0005
     if name == "slow":
         return [f"Word {index} of a slow answer. " for index in range(400)], 0.02
+    if name == "fill":
+        return ["a word "] * 40, 0
     if name == "demo":
         return _tokens(DEMO), float(argument or 0) / 1000
     return _tokens(f"Here is what {model} says about “{prompt}”: it is a **good** question. The end."), 0.001
@@ -87,6 +89,9 @@ class Mock:
         prompt = next(message["content"] for message in reversed(body["messages"]) if message["role"] == "user")
         if prompt.startswith("refuse"):
             return _error(400, "temperature must be between 0 and 2, got 7")
+        if sum("fill" in message["content"] for message in body["messages"]) > 1:
+            message = f"the prompt has 17000 tokens, but the model's context is {CONTEXT} tokens"
+            return _error(400, message, code="context_length_exceeded")
         return StreamingResponse(self._stream(request, body, prompt), media_type="text/event-stream")
 
     async def _stream(self, request: Request, body: dict[str, Any], prompt: str) -> AsyncIterator[str]:
@@ -116,6 +121,8 @@ class Mock:
             self.cancelled += 1
             raise
         usage = {"prompt_tokens": total, "completion_tokens": count, "total_tokens": total + count}
+        if prompt.startswith("fill"):
+            usage["total_tokens"] = CONTEXT
         usage["prompt_tokens_details"] = {"cached_tokens": total // 2}
         if prompt.startswith("miss"):
             token = {"id": 5, "text": " llama"}
@@ -134,7 +141,8 @@ async def _chunks(body: dict[str, Any], pieces: list[str], pause: float) -> Asyn
         yield _event(choices=[choice])
         wait = begin + (index + 1) * pause - time.perf_counter()
         await asyncio.sleep(max(wait, 0))
-    yield _event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
+    finish = "length" if body["messages"][-1]["content"].startswith("fill") else "stop"
+    yield _event(choices=[{"index": 0, "delta": {}, "finish_reason": finish}])
 
 
 def _scores(token: str, count: int) -> dict[str, Any]:
@@ -147,8 +155,8 @@ def _event(**fields: Any) -> str:
     return f"data: {json.dumps({'object': 'chat.completion.chunk', 'system_fingerprint': 'mock-1', **fields})}\n\n"
 
 
-def _error(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status)
+def _error(status: int, message: str, code: str | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "type": "invalid_request_error", "code": code}}, status)
 
 
 @contextmanager

@@ -72,6 +72,10 @@ def _error(person: Person) -> None:
     person.ask("refuse")
 
 
+def _full(person: Person) -> None:
+    person.ask("fill the context")
+
+
 def _files(person: Person) -> None:
     file = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"a few notes\n" * 20}
     person.page.get_by_label("Choose text files").set_input_files(file)
@@ -146,6 +150,7 @@ STATES: dict[str, Callable[[Person], Any]] = {
     "branches": _branches,
     "compare": _compare,
     "error": _error,
+    "full": _full,
     "files": _files,
     "reasoning": _reasoning,
     "search": _search,

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.server.page.browser import Person
+from tests.server.page.mock import CONTEXT
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +44,41 @@ def test_a_model_without_settings_chooses_likely_tokens(browser, mock, monkeypat
     person.button("Save").click()
     person.ask("hello again")
     assert mock.requests[-1]["temperature"] == 1
+    person.button("Continue this answer").click()
+    person.wait()
+    assert (mock.requests[-1]["temperature"], mock.requests[-1]["top_p"]) == (1, 0.9)
     person.close()
+
+
+def test_answers_have_a_maximum_length(person, mock):
+    """By default a quarter of the context: a model that does not stop must not make the conversation useless."""
+    person.ask("hello")
+    assert mock.requests[-1]["max_completion_tokens"] == CONTEXT // 4 == 4096
+    person.button("Settings of this conversation").click()
+    length = person.page.get_by_role("spinbutton", name="Maximum answer length in tokens")
+    assert length.get_attribute("placeholder") == "4096"
+    length.fill("100")
+    person.button("Save").click()
+    person.ask("hello again")
+    assert mock.requests[-1]["max_completion_tokens"] == 100
+
+
+def test_a_full_context_has_a_remedy(person):
+    person.ask("fill the context")
+    answer = person.articles.last
+    assert "edit a long message or answer above" in answer.locator(".notice").inner_text()
+    assert "the context is full" in answer.locator("footer").inner_text()
+    person.reload()
+    assert person.page.locator(".notice").count() == 1
+    person.ask("fill more")
+    answer = person.articles.last
+    assert "the prompt has 17000 tokens" in answer.inner_text()
+    person.button("Answer again", answer).click()
+    person.wait()
+    person.button("New conversation", answer).click()
+    assert person.articles.count() == 0
+    person.ask("hello")
+    assert person.page.locator(".notice").count() == 0
 
 
 def test_the_stop_button_cancels_the_request(person, mock):
@@ -223,7 +258,8 @@ def test_export_and_import(person, expect, tmp_path):
     (conversation,) = document["conversations"]
     answers = [message for message in conversation["messages"].values() if message["role"] == "assistant"]
     assert len(answers) == 2
-    assert all(message["model"] == "poet" and message["created"] and message["parameters"] == {} for message in answers)
+    assert all(message["model"] == "poet" and message["created"] for message in answers)
+    assert all(message["parameters"] == {"max_completion_tokens": 4096} for message in answers)
     assert conversation["tokens"][answers[0]["id"]][0]["top"]
     person.page.get_by_label("File to import").set_input_files(path)
     person.page.get_by_text("0 conversations were imported.").wait_for()

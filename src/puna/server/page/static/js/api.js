@@ -9,12 +9,13 @@ export class ApiError extends Error {
   /**
    * @param {number} status HTTP status, 0 if there was no response
    * @param {string} message
-   * @param {number} [retryAfter] seconds
+   * @param {{retryAfter?: number, code?: string}} [details] seconds, and the server's name for the error
    */
-  constructor(status, message, retryAfter) {
+  constructor(status, message, { retryAfter, code } = {}) {
     super(message);
     this.status = status;
     this.retryAfter = retryAfter;
+    this.code = code;
   }
 }
 
@@ -85,13 +86,15 @@ async function request(path, { method = "GET", body, signal } = {}) {
 async function readError(response) {
   const seconds = Number(response.headers.get("retry-after"));
   let message = `The server answered with status ${response.status}.`;
+  let code;
   try {
     const document = await response.json();
     if (typeof document?.error?.message === "string") message = document.error.message;
+    if (typeof document?.error?.code === "string") code = document.error.code;
   } catch {
     // The body is not JSON, so the message contains only the status.
   }
-  return new ApiError(response.status, message, seconds > 0 ? seconds : undefined);
+  return new ApiError(response.status, message, { code, retryAfter: seconds > 0 ? seconds : undefined });
 }
 
 /**
@@ -106,10 +109,18 @@ async function readError(response) {
 /** For models without sampling settings: choosing from all tokens at temperature 1, small models write nonsense. */
 const CAREFUL = { temperature: 0.2, top_p: 0.9 };
 
-/** @param {Record<string, any>} defaults of the server */
-function samplingFor(defaults) {
+/** Maximum length of an answer in tokens, and its maximum share of the context: an endless answer fills neither at once. */
+const LONGEST = 4096;
+const SHARE = 1 / 4;
+
+/**
+ * @param {Record<string, any>} defaults of the server
+ * @param {number | null} context
+ */
+function samplingFor(defaults, context) {
   const { temperature, top_p = 1, top_k = 0, min_p = 0 } = defaults;
-  return temperature === 1 && top_p === 1 && top_k <= 0 && min_p === 0 ? CAREFUL : {};
+  const careful = temperature === 1 && top_p === 1 && top_k <= 0 && min_p === 0 ? CAREFUL : {};
+  return { ...careful, max_completion_tokens: Math.min(LONGEST, Math.ceil((context ?? Infinity) * SHARE)) };
 }
 
 /** @returns {Promise<Model[]>} */
@@ -117,11 +128,12 @@ export async function listModels() {
   const document = await (await request("v1/models")).json();
   return document.data.map((/** @type {any} */ model) => {
     const defaults = model.sampling_defaults ?? {};
-    const sampling = samplingFor(defaults);
+    const context = Number(model.max_model_len) || null;
+    const sampling = samplingFor(defaults, context);
     return {
       id: String(model.id),
       parent: typeof model.parent === "string" ? model.parent : null,
-      context: Number(model.max_model_len) || null,
+      context,
       sampling,
       defaults: { ...defaults, ...sampling },
     };
@@ -140,7 +152,9 @@ export async function* streamChat(body, signal) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
     if (chunk.error)
-      throw new ApiError(response.status, String(chunk.error.message ?? "The server reported an error."));
+      throw new ApiError(response.status, String(chunk.error.message ?? "The server reported an error."), {
+        code: String(chunk.error.code ?? ""),
+      });
     yield chunk;
   }
 }

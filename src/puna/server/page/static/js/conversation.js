@@ -34,6 +34,7 @@
  * @property {Timing} [timing]
  * @property {string} [finish] "stop", "length", "stopped" (by the user), "error"
  * @property {string} [error]
+ * @property {boolean} [full] whether the request or the answer ended because the context is full
  * @property {string} [fingerprint]
  */
 

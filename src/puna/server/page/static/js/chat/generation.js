@@ -14,12 +14,14 @@ export class Generation {
    * @param {Conversation} conversation
    * @param {Message} message an assistant message; the text is appended to its content
    * @param {TokenScore[]} scores of the content so far; new ones are appended
+   * @param {number | null} context maximum number of tokens of prompt and answer
    * @param {() => void} onupdate
    */
-  constructor(conversation, message, scores, onupdate) {
+  constructor(conversation, message, scores, context, onupdate) {
     this.conversation = conversation;
     this.message = message;
     this.scores = scores;
+    this.context = context;
     this.onupdate = onupdate;
     this.abort = new AbortController();
     /** @type {Progress | null} */
@@ -43,6 +45,7 @@ export class Generation {
   async run() {
     const { message } = this;
     delete message.error;
+    delete message.full;
     delete message.finish;
     delete message.usage;
     this.started = performance.now();
@@ -59,8 +62,10 @@ export class Generation {
       } else {
         message.finish = "error";
         message.error = describe(error);
+        if (error instanceof ApiError && error.code === "context_length_exceeded") message.full = true;
       }
     }
+    if (message.finish === "length" && message.usage?.total_tokens >= (this.context ?? Infinity)) message.full = true;
     const total = performance.now() - this.started;
     message.timing = { first: this.first ? this.first - this.started : total, total };
     this.onupdate();

@@ -9,6 +9,7 @@ import { visible } from "../markdown/visible.js";
 import { fullText } from "../request.js";
 import { editor } from "./editor.js";
 import { HeatMap } from "./heat.js";
+import { fullNotice } from "./notice.js";
 import { count, figures, liveFigures } from "./statistics.js";
 
 /** @typedef {import("../conversation.js").Message} Message */
@@ -118,7 +119,7 @@ export class MessageView {
       const error = message.error
         ? h("p", { class: "error" }, icon("alert"), h("span", {}, visible(message.error)))
         : null;
-      this.state.replaceChildren(...(error ? [error] : []));
+      this.state.replaceChildren(...(error ? [error] : []), ...(message.full ? [fullNotice(this)] : []));
       this.live = null;
       return;
     }

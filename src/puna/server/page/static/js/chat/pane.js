@@ -233,8 +233,13 @@ export class Pane {
       content,
       model: conversation.model || this.model?.id || "",
       system: conversation.system,
-      parameters: { ...this.model?.sampling, ...structuredClone(conversation.sampling) },
+      parameters: this.#parameters(),
     });
+  }
+
+  /** @returns {import("../conversation.js").Sampling} the settings of the next request */
+  #parameters() {
+    return { ...this.model?.sampling, ...structuredClone(this.conversation.sampling) };
   }
 
   /** @param {Message} user */
@@ -254,7 +259,7 @@ export class Pane {
     if (!message.content) return this.regenerate(message);
     message.continued = message.content.length;
     message.system = this.conversation.system;
-    message.parameters = structuredClone(this.conversation.sampling);
+    message.parameters = this.#parameters();
     message.model = this.conversation.model || message.model;
     await this.#generate(message, message.edited ? [] : await this.app.library.readScores(message.id));
     if (message.content.length === message.continued && !message.error)
@@ -341,7 +346,9 @@ export class Pane {
     const { app, conversation } = this;
     const announcer = this.label === "B" ? null : app.announcer; // two answers at once cannot be followed by ear
     const speak = oncePerFrame(() => announcer?.update(message.content));
-    const generation = new Generation(conversation, message, scores, () => this.#onupdate(view, speak));
+    const generation = new Generation(conversation, message, scores, this.model?.context ?? null, () =>
+      this.#onupdate(view, speak),
+    );
     this.generation = generation;
     this.views.delete(message.id);
     const view = new MessageView(this, message);

@@ -11,10 +11,13 @@ const seconds = (milliseconds) =>
   milliseconds < 9950 ? `${(milliseconds / 1000).toFixed(2)} s` : `${(milliseconds / 1000).toFixed(1)} s`;
 
 const ENDS = /** @type {Record<string, string>} */ ({
-  length: "stopped at the token limit",
+  length: "stopped at the maximum answer length",
   stopped: "stopped by you",
   interrupted: "interrupted",
 });
+
+/** Milliseconds after the first token: in less time, the tokens arrived together and their speed is unknown. */
+const MEASURABLE = 10;
 
 /** Fewer tokens that are read again are not worth a note. */
 const NOTED = 64;
@@ -44,7 +47,7 @@ export function figures(message) {
   const { usage, timing } = message;
   const result = [];
   const tokens = usage?.completion_tokens;
-  if (timing && tokens > 1 && timing.total > timing.first)
+  if (timing && tokens > 1 && timing.total - timing.first > MEASURABLE)
     result.push(`${(((tokens - 1) * 1000) / (timing.total - timing.first)).toFixed(1)} tokens/s`);
   if (timing && message.content) result.push(`first token after ${seconds(timing.first)}`);
   if (tokens !== undefined) result.push(`${count(tokens)} ${tokens === 1 ? "token" : "tokens"}`);
@@ -57,7 +60,7 @@ export function figures(message) {
     );
   const miss = reasonOfMiss(usage);
   if (miss) result.push(miss);
-  if (message.finish && ENDS[message.finish]) result.push(ENDS[message.finish]);
+  if (message.finish && ENDS[message.finish]) result.push(message.full ? "the context is full" : ENDS[message.finish]);
   if (message.edited) result.push("edited");
   return result;
 }

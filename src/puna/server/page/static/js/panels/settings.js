@@ -60,7 +60,7 @@ const SETTINGS = [
     slider: true,
   },
   { name: "top_k", label: "Top k", help: "Only this many of the most probable tokens.", min: 0, max: 1_000_000, step: 1 },
-  { name: "max_completion_tokens", label: "Maximum answer length in tokens", help: "", min: 1, max: 10_000_000, step: 1 },
+  { name: "max_completion_tokens", label: "Maximum answer length in tokens", help: "“Continue this answer” goes on after it.", min: 1, max: 10_000_000, step: 1 },
   {
     name: "seed",
     label: "Seed",

@@ -145,7 +145,9 @@ function readMessage(value, path) {
   for (const name of /** @type {const} */ (["model", "system", "error", "finish", "fingerprint", "reasoning"])) {
     if (value[name] !== undefined) message[name] = text(value[name], `${path}.${name}`);
   }
-  if (value.edited !== undefined) message.edited = value.edited === true;
+  for (const name of /** @type {const} */ (["edited", "full"])) {
+    if (value[name] !== undefined) message[name] = value[name] === true;
+  }
   if (value.continued !== undefined) message.continued = number(value.continued, `${path}.continued`);
   if (value.parameters !== undefined) message.parameters = readSampling(value.parameters, `${path}.parameters`);
   if (value.usage !== undefined) message.usage = readUsage(value.usage, `${path}.usage`);
