@@ -77,6 +77,9 @@ def test_decisions_are_likelihoods_of_complete_options(client, llm):
     yes, no = asyncio.run(llm.score(context, options))
     assert predicate == {"type": "predicate", "name": "animal", "probability": pytest.approx(
         math.exp(yes) / (math.exp(yes) + math.exp(no)), rel=1e-12)}  # fmt: skip
+    usage = decide(client, questions=QUESTIONS[:1]).json()["usage"]
+    beginnings = {(*context, *ids)[: count + 1] for ids in options for count in range(len(context) + len(ids))}
+    assert usage["input_tokens"] == usage["total_tokens"] == len(beginnings)  # common beginnings count once
     assert [item["value"] for item in choice["probabilities"]] == ["llama", True, "grass"]
     for answer in (choice, score):
         assert math.fsum(item["probability"] for item in answer["probabilities"]) == pytest.approx(1)
