@@ -119,7 +119,7 @@ class Buffer {
     size_t count_ = 0;
 };
 
-// Memory for arrays that live as long as the arena. Small arrays share huge pages: a processor that reads them from
+// Memory for arrays that are freed with the arena. Small arrays share huge pages: a processor that reads them from
 // pages of 4 KB misses its TLB in each page. Zen 5: see benchmarks/NOTES.md.
 class Arena {
   public:

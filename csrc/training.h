@@ -49,7 +49,7 @@ struct TrainKernels {
     double (*cross_entropy)(uint16_t* logits, int64_t vocab, int64_t target, float factor, bool train, float* scratch);
     // Returns the decoder of a format of formats.h.
     BlockDecoder (*decoder)(int32_t format);
-    // Returns the sum of squares of `count` floats; exact enough for some ten thousand.
+    // Returns the sum of squares of `count` floats, added in float32; for at most some ten thousand values.
     double (*squares)(const float* x, int64_t count);
 };
 

@@ -54,6 +54,8 @@ class CostRecorder:
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         self._costs[function_of(nodeid)] += time.perf_counter() - self._begin
 
-    def pytest_unconfigure(self) -> None:
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        if exitstatus not in (0, 1):  # interrupted, or not all tests were collected
+            return
         names = sorted(name for name, cost in self._costs.items() if cost > LIMIT and not name.startswith(FOLDERS))
         LIST.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")

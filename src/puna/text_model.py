@@ -259,6 +259,8 @@ class TextModel(LoadedModel):
             plain, spaced = (
                 tuple(self.tokenizer.encode(space + word.lstrip(), add_special_tokens=False)) for space in ("", " ")
             )
+            if not plain:
+                raise RequestError(f"bad_words contains {show(word)}, which has no tokens; remove it")
             result += [plain, spaced] if len(spaced) == len(plain) and spaced[0] != plain[0] else [plain]
         return result
 

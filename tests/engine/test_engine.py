@@ -194,7 +194,7 @@ class ChoosingRecorder(Recorder):
 def test_a_backend_chooses_tokens_if_no_option_needs_logits():
     changes = [
         {"temperature": 0.5}, {"logprobs": 0}, {"logit_bias": {3: 1.0}}, {"allowed_token_ids": (3, 4)},
-        {"presence_penalty": 0.1}, {"min_tokens": 1},
+        {"presence_penalty": 0.1}, {"min_tokens": 1}, {"bad_words_ids": ((3,),)},
     ]  # fmt: skip
     backend = ChoosingRecorder()
     engine = Engine(backend, 10)

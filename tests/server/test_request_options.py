@@ -93,6 +93,7 @@ def test_service_tiers_change_the_priority(client, llm, monkeypatch, tier, echoe
     assert _queue_options({"service_tier": tier, "priority": 3})["priority"] == priority
     response = client.post("/v1/responses", json={"model": "golden", "input": PROMPT, "service_tier": tier})
     assert response.json()["service_tier"] == echoed
+    assert requests[-1].priority == priority - 3
 
 
 def test_a_template_of_a_request_is_refused_unless_the_server_trusts_it(client, llm):

@@ -55,6 +55,17 @@ def test_the_text_is_split_in_the_same_way_however_it_arrives(text, is_open):
         assert max(counts) - min(counts) <= len(OPEN) + len(CLOSE) + 4  # the tags, and deltas that contain two parts
 
 
+def test_the_tokens_of_a_divided_closing_tag_belong_to_the_reasoning():
+    parser = ThinkingParser(True, lambda ids: "".join(map(chr, ids)))
+    deltas = [parser.split(Delta(text, tuple(map(ord, text)), (), None)) for text in ("a</thi", "nk>", "\n", "\nb")]
+    parts = [(part and len(part.ids), len(rest.ids)) for part, rest in deltas]
+    assert parts == [(6, 0), (3, 0), (1, 0), (None, 2)]
+    parser = ThinkingParser(True, lambda ids: "".join(map(chr, ids)))
+    parser.split(Delta("a</thi", tuple(map(ord, "a</thi")), (), None))
+    part, rest = parser.split(Delta("nk>b", tuple(map(ord, "nk>b")), (), None))
+    assert part is not None and (len(part.ids), len(rest.ids), rest.text) == (3, 1, "b")
+
+
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A model whose template ends with the opening tag."""

@@ -80,9 +80,10 @@ class Sampling(Distribution):
         if self.allowed_token_ids == ():
             raise RequestError("allowed_token_ids is empty; give at least one id, or None to allow all")
         words = self.bad_words_ids
-        if not isinstance(words, list | tuple) or any(tokens in ((), []) for tokens in words):
+        ids = tuple(_read_ids("bad_words_ids", tokens) for tokens in words) if isinstance(words, list | tuple) else None
+        if ids is None or () in ids:
             raise RequestError(f"bad_words_ids is {show(words)}; it must be a list of lists of at least one token id")
-        object.__setattr__(self, "bad_words_ids", tuple(_read_ids("bad_words_ids", tokens) for tokens in words))
+        object.__setattr__(self, "bad_words_ids", ids)
         if not isinstance(self.ignore_eos, bool):
             raise RequestError(f"ignore_eos is {show(self.ignore_eos)}; it must be True or False")
         _check_whole("min_tokens", self.min_tokens)

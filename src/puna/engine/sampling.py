@@ -56,7 +56,7 @@ class Sampler:
         self._bad_words = BadWords(sampling.bad_words_ids, vocab_size) if sampling.bad_words_ids else None
         self._before_end = ~token_bits(vocab_size, end_ids) if sampling.min_tokens > 0 else None
         changes = sampling.counts_tokens or sampling.logit_bias or sampling.min_tokens > 0
-        restricts = grammar is not None or allowed is not None
+        restricts = grammar is not None or allowed is not None or self._bad_words is not None
         self.takes_highest = sampling.temperature == 0 and sampling.logprobs is None and not changes and not restricts
 
     @property
@@ -102,7 +102,11 @@ class BadWords:
     def __init__(self, sequences: Sequence[tuple[int, ...]], vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self._always = ~token_bits(vocab_size, [tokens[0] for tokens in sequences if len(tokens) == 1])
-        self._longer = [tokens for tokens in sequences if len(tokens) > 1]
+        self._last: dict[tuple[int, ...], list[int]] = {}  # the last ids of sequences, by the ids before them
+        for tokens in sequences:
+            if len(tokens) > 1:
+                self._last.setdefault(tokens[:-1], []).append(tokens[-1])
+        self._lengths = sorted({len(begin) for begin in self._last})
         self._recent: deque[int] = deque(maxlen=max(map(len, sequences)) - 1)
         self.allowed = self._always
 
@@ -110,7 +114,7 @@ class BadWords:
         """Records a chosen token."""
         self._recent.append(token)
         recent = tuple(self._recent)
-        last = [tokens[-1] for tokens in self._longer if recent[1 - len(tokens) :] == tokens[:-1]]
+        last = [token for length in self._lengths for token in self._last.get(recent[-length:], ())]
         self.allowed = self._always & ~token_bits(self._vocab_size, last) if last else self._always
 
 

@@ -204,7 +204,10 @@ class Scheduler:
         steps = []
         decoding = [active for active in self.running.values() if not active.reading]
         reading = len(self.running) - len(decoding)
-        budget = self.times.budget(len(decoding), reading, self.chunk) if reading else self.chunk
+        # Without requests that decode, the limit lets first answers begin early; requests for states have no answer.
+        answers = sum(active.request.max_tokens > 0 for active in self.running.values())
+        readers = reading if decoding else answers
+        budget = self.times.budget(len(decoding), readers, self.chunk) if reading else self.chunk
         guesses = {} if reading else self._guesses(decoding)
         in_progress: dict[Identity, list[tuple[int, ...]]] = {}  # tokens of pages that this step computes
         for active in self._ordered():

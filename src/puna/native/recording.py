@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.backend import Batch, Outputs
+from puna.errors import BackendError
 from puna.native.backend import NativeBackend
 from puna.native.library import load_library
 
@@ -20,6 +21,8 @@ def forward_with_states(backend: NativeBackend, batch: Batch) -> tuple[Outputs, 
     Returns:
         The outputs of `backend.forward(batch)`, and (layers + 1, T, D) for the T tokens of all chunks in their order.
     """
+    if not backend.native_model:
+        raise BackendError("the model is closed; load it again")
     config = backend.config
     tokens = sum(len(chunk.tokens) for chunk in batch)
     states = np.empty((config.num_hidden_layers + 1, tokens, config.hidden_size), np.float32)

@@ -238,6 +238,9 @@ _READERS = ThreadPoolExecutor(2, "puna-prompt")
 """Renders and encodes prompts. With more threads, requests that arrive together compete for Python's lock, and start
 more processes for templates; the step of the engine that reads the first prompt then begins late."""
 
+_TEMPLATES = ThreadPoolExecutor(2, "puna-template")
+"""Renders templates of requests, which may be slow and must not delay other requests."""
+
 _COMPILERS = ThreadPoolExecutor(2, "puna-compile")
 """Compiles schemas and grammars. Compilation may take seconds, and must not delay other requests."""
 
@@ -252,7 +255,8 @@ async def start(llm: AsyncLLM, generation: Generation) -> Running:
     plan, loop = None, asyncio.get_running_loop()
     if _has_rules(generation):
         plan = await loop.run_in_executor(_COMPILERS, _plan, llm, generation, llm._rule)
-    candidates = await loop.run_in_executor(_READERS, _candidates, llm, generation, plan)
+    readers = _READERS if generation.chat_template is None else _TEMPLATES
+    candidates = await loop.run_in_executor(readers, _candidates, llm, generation, plan)
     answers = [answer for item in candidates for answer in item.required]
     thinking = [parser for item in candidates for parser in _thinking(llm, generation, item)]
     return Running(candidates, llm._runner.stream_batch(answers), plan, thinking)
@@ -265,7 +269,7 @@ def _thinking(llm: AsyncLLM, generation: Generation, candidates: Candidates) -> 
     )
     if not is_messages(generation.prompt) or generation.continue_final_message or follows_rule:
         return [None] * candidates.n
-    template = generation.chat_template or llm.tokenizer.get_chat_template()
+    template = generation.chat_template or llm.tokenizer.get_chat_template(tools=generation.tools)
     prompt = candidates.answers[0].request.prompt_ids
     return [thinking_parser(template, prompt, llm.tokenizer) for _ in range(candidates.n)]
 

@@ -35,26 +35,31 @@ class ThinkingParser:
         self._state: Literal["start", "reasoning", "close", "answer"] = "reasoning" if is_open else "start"
         self._buffer = ""
         self._is_empty = True  # whether no reasoning has been returned
+        self._pending: list[int] = []  # ids of earlier parts that may contain the beginning of the closing tag
 
     def split(self, delta: Delta) -> tuple[Delta | None, Delta]:
         """Returns the parts of `delta` that belong to the reasoning, if any, and to the answer."""
         was_reasoning = self._state == "reasoning"
         reasoning, text = self._feed(delta.text)
-        is_reasoning = was_reasoning or self._state == "reasoning" or bool(reasoning)
+        is_reasoning = was_reasoning or self._state in ("reasoning", "close") or bool(reasoning)
         if delta.finish_reason is not None:
             last = self._finish()
             reasoning, text = reasoning + last[0], text + last[1]
         if not is_reasoning:
             return None, delta._replace(text=text)
         ids, logprobs, count = delta.ids, delta.logprobs, len(delta.ids)
+        known = [*self._pending, *ids]
         if text:
-            count = bisect_left(range(count), True, key=lambda length: CLOSE in self._decode(ids[:length]))
+            end = bisect_left(range(len(known)), True, key=lambda length: CLOSE in self._decode(known[:length]))
+            count = max(0, end - len(self._pending))
+        self._pending = known if self._state == "reasoning" and overlap(self._buffer, CLOSE) else []
         return Delta(reasoning, ids[:count], logprobs[:count]), delta._replace(
             text=text, ids=ids[count:], logprobs=logprobs[count:]
         )
 
     def _feed(self, text: str) -> tuple[str, str]:
-        """Adds a part of the answer's text; returns the reasoning and the answer's text that are known."""
+        """Adds a part of the answer's text; returns the reasoning and the answer's text that no later part
+        can change."""
         self._buffer += text
         reasoning = answer = ""
         if self._state == "start":

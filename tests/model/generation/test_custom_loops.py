@@ -67,3 +67,5 @@ def test_the_function_receives_the_inputs_of_the_model_and_the_objects_that_it_n
         model.generate(IDS, custom_generate=second_best, rnak=2)
     with pytest.raises(RequestError, match="Code of other repositories is not run"):
         model.generate(IDS, custom_generate="owner/name")
+    with pytest.raises(RequestError, match="has no signature"):
+        model.generate(IDS, custom_generate=max)

@@ -221,7 +221,8 @@ def test_a_reload_during_an_answer_continues_it(person, mock):
     assert "Word 20 of" in mock.requests[-1]["messages"][-1]["content"]
     requests = len(mock.requests)
     person.reload()
-    assert len(mock.requests) == requests
+    person.ask("hello")  # a request of the reloaded page would come first
+    assert len(mock.requests) == requests + 1
 
 
 def test_reasoning_is_shown_apart_and_not_sent_again(person, mock):

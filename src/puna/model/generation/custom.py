@@ -17,6 +17,10 @@ def check_custom(function: Any) -> None:
             f"custom_generate is {show(function)}; it must be a function (model, input_ids, ...) -> texts. Code of "
             "other repositories is not run: download it, and pass its function"
         )
+    try:
+        inspect.signature(function or check_custom)
+    except ValueError as exc:  # some functions in C
+        raise RequestError("custom_generate has no signature; pass a function that is defined in Python") from exc
 
 
 def custom_arguments(function: Any, options: dict[str, Any], names: Collection[str]) -> dict[str, Any]:

@@ -173,7 +173,7 @@ class DecodeGraphs:
         )
 
     def _capture(self, rows: int) -> Captured:
-        # The compiler fuses products of one row with each other and with activations, and joined ones with neither.
+        # The compiler fuses products of one row with each other and with activations, but joined products with nothing.
         layers = self._model.model.layers if rows == 1 else self._joined
         step, graph = DecodeStep(self._model, self._cache, rows, layers), torch.cuda.CUDAGraph()
         functions = _compiled(rows) if self._compiles else ()

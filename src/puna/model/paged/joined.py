@@ -82,7 +82,7 @@ def join_layers(layers: nn.ModuleList) -> nn.ModuleList:
     for layer in layers:
         joined.append(JoinedLayer(layer))  # type: ignore[arg-type]
         if joined[-1].mlp.down_proj.weight.is_cuda:
-            torch.cuda.empty_cache()  # of the matrices that are views now; the next ones do not fit in their blocks
+            torch.cuda.empty_cache()  # frees the separate matrices, whose blocks are too small for the next joined one
     return nn.ModuleList(joined)
 
 
@@ -90,4 +90,6 @@ def _is_plain(layer: LlamaDecoderLayer) -> bool:
     attention, network = layer.self_attn, layer.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj, network.gate_proj, network.up_proj)
     same = len({(part.weight.dtype, part.weight.device) for part in projections if type(part) is nn.Linear}) == 1
-    return same and all(type(part) is nn.Linear and not part._forward_hooks for part in projections)
+    parts = (layer, attention, network, *projections)
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+    return same and not hooked and all(type(part) is nn.Linear for part in projections)

@@ -136,7 +136,7 @@ def as_device(device: Any) -> torch.device:
         RequestError: this machine has no such device.
     """
     try:
-        return torch.device(device)
+        return torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError, ValueError) as exc:
         raise RequestError(
             f"device is {show(device)}; pass the device of the model, such as 'cpu' or 'cuda:0'"

@@ -17,6 +17,7 @@ from puna.server.protocol.choices import start
 from puna.server.protocol.endpoint import Call, add_endpoint
 from puna.server.protocol.logprobs import entries_of
 from puna.server.protocol.reasoning import read_effort
+from puna.server.protocol.extras import priority_of
 from puna.server.protocol.responses.events import Event, Writer
 from puna.server.protocol.responses.fields import FIELDS
 from puna.server.protocol.responses.items import to_messages
@@ -47,7 +48,7 @@ async def _respond(call: Call) -> Response:
         adapter,
         tools=None if tools is None else [function.description_json for function in tools.functions],
         tool_set=tools,
-        priority=values["priority"],
+        priority=priority_of(values),
         salt=values["cache_salt"] or "",
         template_kwargs=read_effort((values["reasoning"] or {}).get("effort"), "reasoning.effort", service),
     )

@@ -88,7 +88,8 @@ export class Generation {
   #readChoice(choice) {
     const reasoning = choice.delta?.reasoning_content ?? "";
     const all = choice.logprobs?.content ?? [];
-    const scores = reasoning ? [] : all; // the view of probabilities shows the tokens of the content
+    // The view of probabilities shows the tokens of the content; those of tags come with empty reasoning.
+    const scores = choice.delta?.reasoning_content === undefined ? all : [];
     if (choice.delta?.content || reasoning || all.length) {
       this.first ||= performance.now();
       this.progress = null;

@@ -267,10 +267,14 @@ export class Pane {
   }
 
   /** Continues the last answer if closing or reloading the page has interrupted it. */
-  resume() {
+  async resume() {
     const message = path(this.conversation).at(-1);
     if (this.generation || message?.role !== "assistant" || message.finish !== "interrupted") return;
-    return message.content ? this.continueAnswer(message) : this.#generate(message, []);
+    const held = (await navigator.locks?.query())?.held ?? [];
+    if (this.generation || held.some(({ name }) => name === message.id)) return; // another tab receives the answer
+    if (message.content) return this.continueAnswer(message);
+    delete message.reasoning; // the answer begins again
+    return this.#generate(message, []);
   }
 
   /**
@@ -361,7 +365,8 @@ export class Pane {
     app.onbusy();
     app.save(conversation);
     const timer = setInterval(() => view.draw(), 250); // the time shown while waiting
-    await generation.run();
+    const run = () => generation.run();
+    await (navigator.locks ? navigator.locks.request(message.id, run) : run()); // other tabs see that it is in progress
     clearInterval(timer);
     this.generation = view.generation = null;
     view.draw.flush();
