@@ -15,9 +15,9 @@ from puna.server.events import EventStream, event
 from puna.server.generation import Generation, Running
 from puna.server.protocol.choices import start
 from puna.server.protocol.endpoint import Call, add_endpoint
+from puna.server.protocol.extras import priority_of
 from puna.server.protocol.logprobs import entries_of
 from puna.server.protocol.reasoning import read_effort
-from puna.server.protocol.extras import priority_of
 from puna.server.protocol.responses.events import Event, Writer
 from puna.server.protocol.responses.fields import FIELDS
 from puna.server.protocol.responses.items import to_messages
