@@ -9,7 +9,7 @@ from dataclasses import fields
 import pytest
 
 from puna.errors import ArgumentError, ConfigError
-from puna.training.settings import GROUPS, TrainingSettings, read_settings, settings_text
+from puna.training.settings import GROUPS, TrainingSettings, check_held_out, read_settings, settings_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -137,7 +137,7 @@ def test_an_unknown_option_is_an_error_with_the_nearest_name():
 )
 def test_options_that_contradict_each_other_are_errors(values, message):
     with pytest.raises(ConfigError, match=message):
-        TrainingSettings.of(values)
+        check_held_out(TrainingSettings.of(values), "eval_data" in values)
 
 
 def test_every_option_belongs_to_one_group_and_has_a_description_and_a_default():

@@ -82,6 +82,15 @@ def test_an_earlier_result_stays_until_the_new_run_begins(uninterrupted, data, t
         train(MODEL, data, output=folder, overwrite=True, adapter=str(folder), **RUN)
 
 
+def test_overwriting_keeps_files_next_to_settings_that_no_run_has_written(data, tmp_path):
+    names = ["training.toml", "config.json", "model.safetensors"]
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(StorageError, match=r"training.toml and other files, but no run.json"):
+        train(MODEL, data, output=tmp_path, overwrite=True, **RUN)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.read_text() == "mine") == sorted(names)
+
+
 def test_a_run_that_was_killed_before_run_json_is_resumed(uninterrupted, data, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass

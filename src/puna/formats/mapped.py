@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -30,9 +31,9 @@ class _MappedFile(mmap.mmap):
     descriptor = -1  # mapping the file or duplicating its descriptor may fail
     path: Path
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit, the name os may be None
         if self.descriptor >= 0:
-            os.close(self.descriptor)
+            close(self.descriptor)
 
 
 def map_file(path: Path) -> NDArray[np.uint8]:

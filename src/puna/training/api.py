@@ -44,7 +44,7 @@ from puna.training.probe import measure_pass
 from puna.training.report import report_observers
 from puna.training.report.equivalent import command_line
 from puna.training.safety import Interrupts, TrainingInterrupted
-from puna.training.settings import TrainingSettings, check_task_options, settings_text, task_defaults
+from puna.training.settings import TrainingSettings, check_held_out, check_task_options, settings_text, task_defaults
 from puna.training.settings.signature import shows_settings
 from puna.training.tasks.base import Examples, Task
 from puna.training.tasks.table import TASKS
@@ -136,6 +136,7 @@ def run_training(
     for name, table in (("task", TASKS), ("method", METHODS), ("optimizer", OPTIMIZERS)):
         _check_row(name, getattr(settings, name), table)
     check_task_options(settings)
+    check_held_out(settings, held_out is not None)
     output = choose_output(settings)
     settings = settings.changed(output=str(output))
     with locked(output), _threads(settings.threads), kept_memory():
@@ -177,6 +178,7 @@ class _Run:
         checkpointing = settings.gradient_checkpointing
         settings, self.estimate, choices = limited(settings, self.trainable, self.plan, self.held_out_count, measure)
         if settings.gradient_checkpointing != checkpointing:
+            del forward, self.trainer.forward  # frees joined matrices before others are joined
             self.trainer.forward = forward = self._forward(settings)
         self.settings, self.plan = settings, plan_run(examples, subset, settings)
         hidden = model.config.hidden_size

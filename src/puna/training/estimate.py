@@ -191,7 +191,7 @@ def limited(
         trainable: the loaded model.
         plan: the documents of the run.
         held_out: number of documents of an evaluation.
-        measure: measures a forward and backward pass; called unless the run is short.
+        measure: measures a forward and backward pass; called unless the run is short, or exceeds the memory.
 
     Raises:
         ConfigError: a limit is not valid, or the run does not fit in memory.
@@ -210,7 +210,9 @@ def limited(
         work = replace(work, cached_documents=min(plan.count, plan.documents), cache_limit=size)
     speed = measure_speed(work.config, getattr(torch, settings.dtype))
     measurement = Measurement(speed)
-    if seconds is not None or work.seconds(speed, settings.gradient_checkpointing) > _SHORT_RUN:
+    is_long = work.seconds(speed, settings.gradient_checkpointing or work.is_served) > _SHORT_RUN
+    fits = memory is None or estimate(work, settings, measurement).memory <= memory
+    if fits and (is_long or seconds is not None):
         measurement = _measured(work, settings, measure())
     settings, notes = fit(work, settings, measurement, memory, seconds)
     if settings.steps is not None and settings.steps < work.steps:
@@ -384,7 +386,7 @@ def _fit_memory(
 def _fit_time(
     work: Work, settings: TrainingSettings, measurement: Measurement, seconds: float
 ) -> tuple[TrainingSettings, str]:
-    total = work.seconds(measurement.speed, settings.gradient_checkpointing)
+    total = work.seconds(measurement.speed, settings.gradient_checkpointing or work.is_served)
     limit = f"max_time {show_seconds(seconds)}"
     if total <= seconds:
         return settings, f"{limit}: all {work.steps:,} steps need about {show_seconds(total)}; nothing was changed"

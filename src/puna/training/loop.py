@@ -128,7 +128,8 @@ class Loop:
                     interrupted = self._interrupted()
                 raise interrupted from exc
             except BaseException:
-                self._save_after_failure()
+                with interrupts.ignored():
+                    self._save_after_failure()
                 raise
         self.store.release()
 

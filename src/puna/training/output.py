@@ -51,6 +51,12 @@ def choose_output(settings: TrainingSettings) -> Path:
             f"{folder} has an earlier run; {how_to_resume(folder)}, replace it with overwrite=True, or choose another "
             "output folder"
         )
+    is_incomplete = has_run and not (folder / RECORD).exists()
+    if is_incomplete and any(_is_foreign(path) and path.name != SETTINGS for path in folder.iterdir()):
+        raise StorageError(
+            f"{folder} has {SETTINGS} and other files, but no {RECORD}, so that they may not be those of a run; choose "
+            "another output folder"
+        )
     if has_run:
         _check_inputs_survive(settings, folder)
         return folder
@@ -73,7 +79,7 @@ def _check_inputs_survive(settings: TrainingSettings, folder: Path) -> None:
 
 def _is_foreign(path: Path) -> bool:
     """Returns whether a run that ended before its first step cannot have left a file."""
-    is_unfinished = path.name.startswith(f".{SETTINGS}.") and path.suffix == ".tmp"
+    is_unfinished = path.name.startswith((f".{SETTINGS}.", f".{RECORD}.")) and path.suffix == ".tmp"
     return path.name not in _BEFORE_A_RUN and not is_unfinished
 
 
@@ -83,8 +89,8 @@ def remove_earlier_run(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for pattern in _OF_A_RUN:
         for path in folder.glob(pattern):
-            with suppress(FileNotFoundError, IsADirectoryError):
-                path.unlink()
+            if not path.is_dir() or path.is_symlink():
+                path.unlink(missing_ok=True)
 
 
 def _new_name(settings: TrainingSettings) -> Path:

@@ -49,7 +49,7 @@ def measure_pass(trainer: Trainer, plan: Plan) -> Pass:
     documents: list[Example] = []
     tokens = 0
     for example in plan.first_documents():
-        if documents and tokens + len(example.ids) > _TOKENS:
+        if documents and tokens + len(example.ids) > min(_TOKENS, plan.settings.micro_batch_tokens):
             break
         documents.append(example)
         tokens += len(example.ids)

@@ -36,9 +36,12 @@ def tokenizers() -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("prompts", PROMPTS, ids=lambda prompts: prompts[0])
+@pytest.mark.parametrize("eos", [1, 2])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_texts_are_those_of_transformers(tokenizers: tuple[Any, Any], prompts: list[str], seed: int) -> None:
-    config = config_of(vocab_size=len(tokenizers[0]), num_hidden_layers=2, pad_token_id=2, initializer_range=0.15)
+def test_texts_are_those_of_transformers(tokenizers: tuple[Any, Any], prompts: list[str], eos: int, seed: int) -> None:
+    config = config_of(
+        vocab_size=len(tokenizers[0]), num_hidden_layers=2, pad_token_id=2, eos_token_id=eos, initializer_range=0.15
+    )
     results = []
     for model, tokenizer in zip(pair(config, seed), tokenizers, strict=True):
         inputs = tokenizer(prompts, return_tensors="pt", padding=True)

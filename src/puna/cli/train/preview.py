@@ -10,7 +10,7 @@ import typer
 from puna.cli import options
 from puna.cli.models import locate
 from puna.cli.terminal import command, is_watched, print_json, stderr_console, usage_errors
-from puna.errors import RequestError, printable, show
+from puna.errors import DataError, RequestError, printable, show
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,7 +89,14 @@ def preview(
     data_options = DataOptions(format, names, split, max_length, truncate, "skip", prompt_loss_weight)
     tokenizer = load_tokenizer(locate(model, "tokenizer"))
     chosen, column = _task(data, data_options) if task == "auto" else (task, "")
-    result, labels = _read(data, tokenizer, data_options, count, chosen)
+    try:
+        result, labels = _read(data, tokenizer, data_options, count, chosen)
+    except DataError as exc:
+        if not column:
+            raise
+        raise DataError(
+            f"{exc}. The column {show(column)} seems to have labels; --task sft shows the texts alone"
+        ) from exc
     if json:
         print_json({"task": chosen, "labels": labels, **_json_fields(result, tokenizer, max_length)})
     else:

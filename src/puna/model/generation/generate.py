@@ -22,7 +22,7 @@ from puna.model.generation.arguments import check_arguments, check_copies
 from puna.model.generation.criteria import Criterion, build_criteria
 from puna.model.generation.custom import check_custom, custom_arguments, run_custom
 from puna.model.generation.lengths import maximum_length
-from puna.model.generation.loop import Decoding, LanguageModel, Streamer, is_sharded
+from puna.model.generation.loop import Decoding, LanguageModel, Streamer, TorchForward, is_sharded
 from puna.model.generation.native.choice import choose_forward
 from puna.model.generation.outputs import GenerateDecoderOnlyOutput, GenerateOutput
 from puna.model.generation.processors.base import Processor
@@ -140,7 +140,11 @@ def generate(
     if prompt.embeds is not None:
         settings.use_cache = True  # the embeddings are the inputs of the first forward pass only
     with torch.no_grad():
-        runner, self.generation_path = choose_forward(self, settings, prompt, limit)
+        if custom_generate is None:
+            runner, self.generation_path = choose_forward(self, settings, prompt, limit)
+        else:
+            runner = TorchForward(self, prompt, settings.use_cache)
+            self.generation_path = "torch: custom_generate is given"
     decoding = Decoding(
         self,
         settings,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from puna.config import GenerationConfig
@@ -55,9 +54,7 @@ def heal_tokens(self: Any, input_ids: Tensor, tokenizer: Any = None) -> Tensor:
             start[-1] = bos
         bias = {(token,): _OWN_BIAS if token == last else _BIAS for token in extensions}
         settings = GenerationConfig(max_new_tokens=1, pad_token_id=pad, sequence_bias=bias)
-        row.copy_(
-            self.generate(start[None], attention_mask=torch.ones_like(start[None]), generation_config=settings)[0]
-        )
+        row.copy_(self.generate(start[None], generation_config=settings)[0])  # the mask follows from the padding
     return ids
 
 

@@ -26,7 +26,11 @@ def check_same_run(record: Mapping[str, Any], settings: Mapping[str, Any], data:
         TrainingError: they differ; the message names each difference.
     """
     before = record["settings"]
-    names = [name for name in settings if name not in MAY_CHANGE and settings[name] != before.get(name)]
+    names = [
+        name
+        for name in settings
+        if name not in MAY_CHANGE and _relevant(name, settings[name]) != _relevant(name, before.get(name))
+    ]
     differences = [f"{name} was {show(before.get(name))} and is {show(settings[name])}" for name in names]
     if data != record["data"]:
         differences.append(
@@ -38,3 +42,8 @@ def check_same_run(record: Mapping[str, Any], settings: Mapping[str, Any], data:
             f"the run cannot be resumed, because it would not be the same: {'; '.join(differences)}. Restore these, or "
             "begin a new run with another output folder or overwrite=True"
         )
+
+
+def _relevant(name: str, value: Any) -> Any:
+    """Returns the part of an option that can change the result: of `activation_cache`, whether there is one."""
+    return value is not None if name == "activation_cache" else value

@@ -55,6 +55,7 @@ class Interrupts:
     def _count_signal(self, number: int, frame: FrameType | None) -> None:
         self._count += 1
         if self._count > 1 and not self._protected:
+            self._protected = True  # the state is saved next
             raise KeyboardInterrupt
 
     @contextmanager

@@ -71,20 +71,30 @@ class TrainingSettings(
 
 
 def _check_together(settings: TrainingSettings) -> None:
-    if settings.eval_data is not None and settings.eval_share:
-        raise ConfigError(
-            f"eval_data and eval_share ({settings.eval_share:g}) are both set; set one of them, since either names the "
-            "held-out data"
-        )
-    held_out = settings.eval_data is not None or settings.eval_share > 0
-    for name in ("eval_steps", "patience", "keep_best"):
-        if getattr(settings, name) and not held_out:
-            raise ConfigError(
-                f"{name} is {getattr(settings, name)}, but there is no held-out data; set eval_data or eval_share"
-            )
     if settings.patience and not settings.eval_steps:
         raise ConfigError(
             f"patience is {settings.patience}, but eval_steps is 0; set eval_steps, so that evaluations occur"
         )
     if settings.resume and settings.overwrite:
         raise ConfigError("resume and overwrite are both set; resume continues the earlier run, overwrite removes it")
+
+
+def check_held_out(settings: TrainingSettings, is_given: bool) -> None:
+    """Checks the options that need held-out data.
+
+    Args:
+        is_given: whether there are held-out data, in files or in memory.
+
+    Raises:
+        ConfigError: an option needs held-out data, or two options name them.
+    """
+    if is_given and settings.eval_share:
+        raise ConfigError(
+            f"eval_data and eval_share ({settings.eval_share:g}) are both set; set one of them, since either names the "
+            "held-out data"
+        )
+    for name in ("eval_steps", "patience", "keep_best"):
+        if getattr(settings, name) and not is_given and not settings.eval_share:
+            raise ConfigError(
+                f"{name} is {getattr(settings, name)}, but there is no held-out data; set eval_data or eval_share"
+            )

@@ -26,7 +26,7 @@ _LONGEST = 1 << 24
 
 def detect_task(data: Any, options: DataOptions) -> tuple[str, str]:
     """Returns the task for which data seem to be, sft or classify, and the column that tells; "" for sft."""
-    if options.format != "auto":
+    if options.format != "auto" or not (options.columns or {}).keys() <= {"text", "label"}:
         return "sft", ""
     rows = open_rows(data, options.split)
     for index in range(len(rows)):
@@ -55,7 +55,8 @@ def preview_labelled(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         examples = read_labelled(data, settings, tokenizer, progress=progress)
-    bad = [str(item.message).removeprefix("row skipped: ") for item in caught]
+    messages = [str(item.message) for item in caught]
+    bad = [text.removeprefix("row skipped: ") for text in messages if text.startswith("row skipped: ")]
     lengths = np.array([len(examples[index].ids) for index in range(len(examples))], np.int32)
     kept = np.minimum(lengths, options.max_length)
     report = Report(

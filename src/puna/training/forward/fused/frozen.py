@@ -18,8 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from puna.errors import ConfigError, PunaError, show
+from puna.files import free_bytes
 from puna.saving import parse_size
 from puna.training.methods.base import Trainable
+
+_MARGIN = 1 << 30
+"""Free bytes of the disk that the file leaves to the states, records and result of the run."""
 
 _LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
 
@@ -87,6 +91,8 @@ class ActivationCache:
                 self._full = True
 
     def _write(self, key: bytes, states: Tensor) -> None:
+        if free_bytes(Path(self._folder or tempfile.gettempdir())) < states.nbytes + _MARGIN:
+            raise OSError("the disk is almost full")
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115  # lives as long as self
             weakref.finalize(self, self._file.close)
