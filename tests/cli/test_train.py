@@ -139,7 +139,7 @@ def test_values_are_converted_to_the_types_of_the_settings(arguments, name, valu
         ("--dropout 1", "dropout is 1; it must be a number at least 0 and below 1"),
         ("--learning-rate fast", "learning_rate is 'fast'"),
         ("--columns text", "must be NAME=VALUE, got 'text'"),
-        ("--keep-best --data absent.jsonl", "there is no held-out data; set eval_data or eval_share"),
+        ("--keep-best", "there is no held-out data; set eval_data or eval_share"),
         ("--ranks 3", "No such option: --ranks"),
         ("absent.toml", "absent.toml cannot be read"),
         ("", "give the training data with --data"),

@@ -80,7 +80,7 @@ def fail_after_step_3(event):
 
 def test_neftune_changes_the_training_but_not_the_evaluation(tmp_path):
     """With a small learning rate, the model and hence the loss of held-out data hardly change."""
-    options = {**FAST, "method": "ia3", "learning_rate": 1e-5, "steps": 1, "eval_data": ROWS}
+    options = {**FAST, "method": "ia3", "learning_rate": 1e-5, "steps": 1, "eval_data": ROWS, "eval_steps": 1}
     results = [
         puna.train(MODEL, ROWS, output=tmp_path / str(alpha), neftune_alpha=alpha, **options) for alpha in (0, 5)
     ]

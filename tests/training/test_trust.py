@@ -82,7 +82,7 @@ def test_an_earlier_result_stays_until_the_new_run_begins(uninterrupted, data, t
         train(MODEL, data, output=folder, overwrite=True, adapter=str(folder), **RUN)
 
 
-def test_overwriting_keeps_files_next_to_settings_that_no_run_has_written(data, tmp_path):
+def test_overwriting_keeps_files_next_to_settings_that_no_run_has_written(data, tmp_path, registered):
     names = ["training.toml", "config.json", "model.safetensors"]
     for name in names:
         (tmp_path / name).write_text("mine")

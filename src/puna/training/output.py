@@ -51,7 +51,7 @@ def choose_output(settings: TrainingSettings) -> Path:
             f"{folder} has an earlier run; {how_to_resume(folder)}, replace it with overwrite=True, or choose another "
             "output folder"
         )
-    is_incomplete = has_run and not (folder / RECORD).exists()
+    is_incomplete = settings.overwrite and has_run and not (folder / RECORD).exists()
     if is_incomplete and any(_is_foreign(path) and path.name != SETTINGS for path in folder.iterdir()):
         raise StorageError(
             f"{folder} has {SETTINGS} and other files, but no {RECORD}, so that they may not be those of a run; choose "

@@ -17,7 +17,7 @@ from puna.cli.train.options import read_flags, without_environment
 from puna.errors import ConfigError, MissingExtraError, printable, show_bytes
 from puna.training.report.durations import show_seconds
 from puna.training.report.snapshot import Snapshot
-from puna.training.settings import TrainingSettings, read_settings, settings_text, task_defaults
+from puna.training.settings import TrainingSettings, check_held_out, read_settings, settings_text, task_defaults
 
 if TYPE_CHECKING:
     from puna.training.api import TrainingResult
@@ -66,7 +66,9 @@ def _settings(task: str, config: Path | None, values: Mapping[str, Any]) -> Trai
     _require_torch()
     values = {**file, **without_environment(flags, file), "task": task}
     with usage_errors():
-        return TrainingSettings.of({**task_defaults(task, values), **values})
+        settings = TrainingSettings.of({**task_defaults(task, values), **values})
+        check_held_out(settings, settings.eval_data is not None)
+    return settings
 
 
 def _require_torch() -> None:
