@@ -637,11 +637,11 @@ void Model::attend(int32_t layer) {
         for (int64_t item = begin; item < end; ++item) {
             // Items are processed in descending order: the last tiles of a prompt attend to the most keys, and starting
             // with them shortens the tail of the loop.
-            const int64_t turned = items - 1 - item;
-            const auto after = std::upper_bound(tiles_.begin(), tiles_.end(), turned,
+            const int64_t reversed = items - 1 - item;
+            const auto after = std::upper_bound(tiles_.begin(), tiles_.end(), reversed,
                                                 [](int64_t value, const Tile& tile) { return value < tile.before; });
             const Tile& tile = *(after - 1);
-            const int64_t inside = turned - tile.before;
+            const int64_t inside = reversed - tile.before;
             attend_split(layer, tile, inside / tile.splits, inside % tile.splits, thread);
         }
     });

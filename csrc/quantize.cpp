@@ -23,8 +23,8 @@ namespace {
 constexpr int kSuper = 256, kGroup = 16;
 // Values above this limit need scales beyond float16 in every format; squares of values below it stay finite.
 constexpr float kLargest = 1e15f;
-constexpr int64_t kWorthAThread = 1 << 16;  // quantising this many values takes longer than starting a thread
-constexpr double kUnseen = 1e-6;            // added to importance / mean importance, so that no column has weight 0
+constexpr int64_t kWorthAThread = 1 << 16;   // quantising this many values takes longer than starting a thread
+constexpr double kMinimumImportance = 1e-6;  // added to importance / mean importance, so that no column has weight 0
 
 using K = SearchKind;
 
@@ -85,8 +85,8 @@ struct Quantizer::Group {
     float scale[kGroup] = {}, offset[kGroup] = {}, inverse[kGroup] = {};
     int small[kGroup] = {}, small_offset[kGroup] = {};  // K formats: scale and offset in units
     uint16_t unit[2] = {}, offset_unit[2] = {};         // K formats: units, one for each 256 values
-    // turned: levels as the kernels write them, [size][16]. level: the same levels block by block, [16][size].
-    uint8_t turned[32 * kGroup], level[32 * kGroup];
+    // transposed: levels as the kernels write them, [size][16]. level: the same levels block by block, [16][size].
+    uint8_t transposed[32 * kGroup], level[32 * kGroup];
     int64_t blocks;  // number of blocks that are not padding
     const Search* search;
 };
@@ -97,17 +97,17 @@ Quantizer::Quantizer(const Kernels& kernels, const FormatTraits& from, const For
                      const float* importance)
     : kernels_(kernels), from_(from), to_(to), cols_(cols), importance_(importance) {
     // Rounds up to a multiple of the largest group: 16 blocks of 32 values.
-    const size_t room = static_cast<size_t>((cols + 511) / 512 * 512);
-    x_.assign(room, 0.0f);
+    const size_t padded_cols = static_cast<size_t>((cols + 511) / 512 * 512);
+    x_.assign(padded_cols, 0.0f);
     if (!importance) return;
-    importance_padded_.assign(room, 0.0f);
+    importance_padded_.assign(padded_cols, 0.0f);
     double mean = 0.0;
     for (int64_t k = 0; k < cols; ++k) mean += importance[k];
     mean /= static_cast<double>(cols);
     // Division by the mean makes the result independent of the unit of importance.
     for (int64_t k = 0; k < cols; ++k)
         importance_padded_[static_cast<size_t>(k)] =
-            static_cast<float>((mean > 0.0 ? importance[k] / mean : 1.0) + kUnseen);
+            static_cast<float>((mean > 0.0 ? importance[k] / mean : 1.0) + kMinimumImportance);
 }
 
 const char* Quantizer::row(const uint8_t* from, uint8_t* out) {
@@ -269,11 +269,11 @@ bool Quantizer::pack(Group& group, uint8_t* out) const {
         group.inverse[b] = inverse_of(step);
     }
     if (table)
-        kernels_.quantize_table_levels(group.x, size, group.inverse, group.turned);
+        kernels_.quantize_table_levels(group.x, size, group.inverse, group.transposed);
     else
-        kernels_.quantize_levels(group.x, size, add, group.inverse, how.zero, how.top, group.turned);
+        kernels_.quantize_levels(group.x, size, add, group.inverse, how.zero, how.top, group.transposed);
     for (int b = 0; b < kGroup; ++b)
-        for (int i = 0; i < size; ++i) group.level[b * size + i] = group.turned[i * kGroup + b];
+        for (int i = 0; i < size; ++i) group.level[b * size + i] = group.transposed[i * kGroup + b];
 
     const int64_t count = group.blocks * size / to_.values;
     for (int64_t s = 0; s < count; ++s, out += to_.bytes)
