@@ -4,7 +4,7 @@ import { addMessage, path, select } from "../conversation.js";
 import { h, iconButton } from "../dom.js";
 import { oncePerFrame } from "../frames.js";
 import { visible } from "../markdown/visible.js";
-import { Generation } from "./generation.js";
+import { Generation, isReceived } from "./generation.js";
 import { MessageView } from "./message.js";
 import { count } from "./statistics.js";
 import { welcome } from "./welcome.js";
@@ -270,11 +270,8 @@ export class Pane {
   async resume() {
     const message = path(this.conversation).at(-1);
     if (this.generation || message?.role !== "assistant" || message.finish !== "interrupted") return;
-    const held = (await navigator.locks?.query())?.held ?? [];
-    if (this.generation || held.some(({ name }) => name === message.id)) return; // another tab receives the answer
-    if (message.content) return this.continueAnswer(message);
-    delete message.reasoning; // the answer begins again
-    return this.#generate(message, []);
+    if ((await isReceived(message)) || this.generation) return;
+    return message.content ? this.continueAnswer(message) : this.#generate(message, []);
   }
 
   /**
@@ -365,8 +362,7 @@ export class Pane {
     app.onbusy();
     app.save(conversation);
     const timer = setInterval(() => view.draw(), 250); // the time shown while waiting
-    const run = () => generation.run();
-    await (navigator.locks ? navigator.locks.request(message.id, run) : run()); // other tabs see that it is in progress
+    await generation.run();
     clearInterval(timer);
     this.generation = view.generation = null;
     view.draw.flush();
