@@ -119,6 +119,17 @@ def test_prompts_that_arrive_together_begin_their_answers_one_after_another():
     assert StepTimes().budget(0, 1, limit=512) == 512
 
 
+def test_prompts_without_answers_are_read_in_full_chunks():
+    """No answer of theirs could begin earlier."""
+    backend = TimedBackend(compute_bound)
+    engine = backend.engine(4)
+    for _ in range(4):
+        engine.submit(Request(text(backend, 128), 0))
+    while engine.busy:
+        engine.step()
+    assert [sum(batch) for batch in backend.batches] == [512]
+
+
 def test_the_budget_follows_the_load_of_the_machine():
     backend = TimedBackend(compute_bound)
     engine = backend.engine(2)

@@ -178,10 +178,8 @@ class Engine:
     def _run(self, plan: list[tuple[RunningRequest, tuple[int, ...]]], reading: list[bool]) -> bool:
         """Runs a batch and appends the events of its requests to `_events`; returns whether the backend has run it."""
         try:
-            chooses = getattr(self.backend, "chooses_tokens", False)  # backends of earlier versions lack it
-            batch = [
-                _chunk(active, tokens, reads, chooses) for (active, tokens), reads in zip(plan, reading, strict=True)
-            ]
+            chooses, steps = self.backend.chooses_tokens, zip(plan, reading, strict=True)
+            batch = [_chunk(active, tokens, reads, chooses) for (active, tokens), reads in steps]
             outputs = self.backend.forward(batch)
         except Exception as exc:  # ends the requests of this batch; the others continue
             error = detached_error(exc)

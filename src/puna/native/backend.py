@@ -22,7 +22,7 @@ from puna.config import LlamaConfig
 from puna.config.frequencies import Frequencies, RotaryFrequencies
 from puna.errors import BackendError, RequestError
 from puna.native.adapters import load_adapter
-from puna.native.cached_tokens import decode_pages
+from puna.native.cached_tokens import CACHE_TYPES, decode_pages
 from puna.native.library import (
     BF16_KERNELS,
     OUTPUTS,
@@ -39,9 +39,6 @@ from puna.native.library import (
 )
 from puna.native.memory import cache_pages
 from puna.native.tensors import Tensor, load_tensor, packed_bytes, quantized_format
-
-CACHE_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
-"""Types of cached keys and values, with ggml's type numbers."""
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 

@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 from puna.backend import PAGE
 from puna.errors import BackendError
 
-_F32, _F16, _BF16 = 0, 1, 30
-"""Types of the cache, as numbers of the C ABI."""
+CACHE_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
+"""Types of cached keys and values, with ggml's type numbers."""
+
+_NUMBERS = {CACHE_TYPES["f32"]: np.float32, CACHE_TYPES["f16"]: np.float16, CACHE_TYPES["bf16"]: np.uint16}
 
 
 def decode_pages(
@@ -25,12 +27,12 @@ def decode_pages(
     Raises:
         BackendError: the cache is quantised.
     """
-    if kind not in (_F32, _F16, _BF16):
+    if kind not in _NUMBERS:
         raise BackendError("the keys and values of a q8_0 cache are approximations, which are not returned")
     pages, (layers, heads, width) = len(data), shape
-    numbers = data.view({_F32: np.float32, _F16: np.float16, _BF16: np.uint16}[kind])
+    numbers = data.view(_NUMBERS[kind])
     split = layers * heads * width * PAGE
-    if kind == _BF16:  # pairs of rows are interleaved
+    if kind == CACHE_TYPES["bf16"]:  # pairs of rows are interleaved
         numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
         keys = numbers[:, :split].reshape(pages, layers, heads, width // 2, PAGE, 2).transpose(1, 2, 0, 4, 3, 5)
         values = numbers[:, split:].reshape(pages, layers, heads, PAGE // 2, -1, 2).transpose(1, 2, 0, 3, 5, 4)

@@ -150,8 +150,9 @@ def _print(result: Preview, data: list[str], limit: int) -> None:
     for sample in result.samples:
         _print_sample(console, sample)
     report = result.report
-    learned = f", of which {report.learned:,} ({report.learned / max(report.tokens, 1):.1%}) are learned"
-    learned *= report.format != "classification"
+    learned = ""
+    if report.format != "classification":
+        learned = f", of which {report.learned:,} ({report.learned / max(report.tokens, 1):.1%}) are learned"
     console.print(f"{', '.join(map(printable, data))}: {report.rows:,} rows of the format {report.format}")
     console.print(f"{report.examples:,} examples, {report.tokens:,} tokens{learned}")
     for text in report.notes()[: -1 if report.bad_rows else None]:
@@ -169,7 +170,7 @@ def _print_labels(labels: dict[str, int], column: str) -> None:
     """Prints the most frequent labels, and by which column the task was recognised."""
     names = sorted(labels, key=lambda name: -labels[name])
     if names:
-        more = f" and {len(names) - _MAX_LABELS:,} more" * (len(names) > _MAX_LABELS)
+        more = f" and {len(names) - _MAX_LABELS:,} more" if len(names) > _MAX_LABELS else ""
         shown = ", ".join(f"{printable(name)} ({labels[name]:,})" for name in names[:_MAX_LABELS])
         typer.echo(f"labels: {shown}{more}")
     if column:

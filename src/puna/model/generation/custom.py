@@ -12,13 +12,15 @@ from puna.model.generation.loop import Decoding
 
 def check_custom(function: Any) -> None:
     """Raises RequestError unless the argument `custom_generate` is None or a function."""
-    if function is not None and not callable(function):
+    if function is None:
+        return
+    if not callable(function):
         raise RequestError(
             f"custom_generate is {show(function)}; it must be a function (model, input_ids, ...) -> texts. Code of "
             "other repositories is not run: download it, and pass its function"
         )
     try:
-        inspect.signature(function or check_custom)
+        inspect.signature(function)
     except ValueError as exc:  # some functions in C
         raise RequestError("custom_generate has no signature; pass a function that is defined in Python") from exc
 
