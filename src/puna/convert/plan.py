@@ -93,7 +93,7 @@ def make_plan(
         bytes=total,
         finished=sum(file.bytes for file in target.files if file.name not in unfinished),
         free=free_bytes(destination.absolute().parent),
-        memory=_INTERPRETER + max((RELEASE_EVERY + _PIECES) * PIECE, tokenizer, model_memory),
+        memory=_INTERPRETER + max((RELEASE_EVERY + _PIECES) * PIECE, tokenizer + model_memory),
         before=_count_formats(source.tensors),
         formats=_count_formats(target.tensors),
         fallbacks=dict(target.fallbacks),
@@ -132,8 +132,10 @@ def _model_memory(source: Checkpoint, target_bytes: int, calibrate: bool, verify
         sizes.append(packed_bytes(tensors, quantized_format(calibration_format(source), tensors)))
     if verify:
         sizes += [packed_bytes(tensors, None), target_bytes]
-    logits = 2 * 4 * WINDOW * source.config.vocab_size  # float32, and a copy
-    return max(sizes) + logits
+    config = source.config
+    logits = 2 * 4 * WINDOW * config.vocab_size  # float32, and a copy
+    keys = 2 * WINDOW * config.num_hidden_layers * config.num_key_value_heads * config.head_dim  # float16
+    return max(sizes) + logits + 2 * 2 * keys  # keys and values, in memory for twice as many tokens
 
 
 def _count_formats(tensors: Mapping[str, RowSource]) -> dict[str, int]:
