@@ -24,6 +24,7 @@ from puna.training.events import End, EvaluationEvent, Observer, Start, StepEven
 from puna.training.forward.base import Forward
 from puna.training.forward.choice import forward_for
 from puna.training.forward.fused.frozen import ActivationCache, read_cache_size
+from puna.training.forward.fused.products import note_of_products
 from puna.training.limits import TimeLimit, read_limits
 from puna.training.loop import Loop
 from puna.training.memory import kept_memory
@@ -183,7 +184,7 @@ class _Run:
         self.settings, self.plan = settings, plan_run(examples, subset, settings)
         hidden = model.config.hidden_size
         rate, note = _learning_rate(settings, method.learning_rate(hidden), hidden)
-        self.notes = [*self.task.notes, note, f"forward pass: {forward.name}", *choices]
+        self.notes = [*self.task.notes, note, f"forward pass: {forward.name}{note_of_products(model.dtype)}", *choices]
         batches = partial(
             evaluation_batches, examples if others is None else others, indices if others is None else None, settings
         )

@@ -18,6 +18,7 @@ from puna.model.cache import KVCache
 from puna.tokenizer import PreTrainedTokenizerBase
 from puna.training.batch import Batch
 from puna.training.forward.base import Forward
+from puna.training.forward.float_products import float_products
 from puna.training.methods.base import Trainable
 from puna.training.optimizers.base import Optimizer
 from puna.training.tasks.base import Task
@@ -88,7 +89,7 @@ class Trainer:
         """Returns the most likely continuation of each prompt."""
         model, tokenizer = self.trainable.model, self.tokenizer
         assert isinstance(model, LlamaForCausalLM) and tokenizer is not None, "only language models write text"
-        with torch.no_grad():
+        with torch.no_grad(), float_products(model.dtype):
             return [self._continue(model, tokenizer, prompt, max_tokens) for prompt in prompts]
 
     def _continue(

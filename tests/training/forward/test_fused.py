@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from puna.errors import ConfigError
 from puna.training.batch import Batch, Example
 from puna.training.forward.choice import forward_for
+from puna.training.forward.fused import products
 from puna.training.forward.fused.model import FusedForward
 from puna.training.forward.reference import ReferenceForward
 from puna.training.forward.rows import with_noise
@@ -44,6 +46,35 @@ def test_losses_and_gradients_are_those_of_the_modules_in_float64(name):
     loss, values = gradients(FusedForward(attached(new_model(torch.bfloat16), method, **settings)), batch)
     assert abs(loss - exact_loss) < 2 * abs(plain_loss - exact_loss) + 2e-3 * exact_loss
     assert error(values, exact) < 1.5 * error(plain, exact)
+
+
+class Products(TorchDispatchMode):
+    """Collects the types of all products, also those of the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.mkldnn._linear_pointwise):
+            self.types.add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+@pytest.mark.parametrize("kind", [FusedForward, ReferenceForward])
+@pytest.mark.parametrize("lengths", [(7, 30, 66), (16, 16)])
+def test_products_are_in_float32_where_bfloat16_is_slow(monkeypatch, kind, is_fast, lengths):
+    monkeypatch.setattr(products, "has_bf16_products", lambda: is_fast)
+    products_of = Products()
+    batch = new_batch(*lengths)
+    exact_loss, exact = gradients(ReferenceForward(attached(new_model(torch.float64), "full")), batch)
+    with products_of:
+        loss, values = gradients(kind(attached(new_model(torch.bfloat16), "full")), batch)
+    assert loss == pytest.approx(exact_loss, rel=1e-2) and error(values, exact) < 0.06  # bfloat16: 0.038
+    assert (torch.bfloat16 in products_of.types) is is_fast
+    note = products.note_of_products(torch.bfloat16)
+    assert ("float32" in note) is not is_fast and products.note_of_products(torch.float32) == ""
 
 
 def test_losses_and_gradients_are_those_of_transformers():

@@ -5,8 +5,8 @@ Legend: T tokens of all documents, D hidden, B documents of equal length, N virt
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from puna.training.batch import Batch
+from puna.training.forward.float_products import float_products
 from puna.training.forward.rows import Supervised, decoder_of, positions, prepend, remove, with_noise
 from puna.training.methods.base import Trainable
 
@@ -44,7 +45,7 @@ class ReferenceForward:
         self._decoder._gradient_checkpointing = self._checkpointing
         self._decoder._gradient_checkpointing_func = self._checkpoint(batch)
         self._decoder.train(self.training)
-        with self._dropping(batch):
+        with self._computing(batch):
             prefix = self.trainable.prefix
             return self._packed(batch) if prefix is None else self._with_prefix(batch, prefix)
 
@@ -60,19 +61,23 @@ class ReferenceForward:
             return F.cross_entropy(head(states).float(), targets, reduction="none") @ weights
 
         recomputed = self._checkpoint(batch)
-        with self._dropping(batch):
+        with self._computing(batch):
             for part in torch.split(torch.arange(len(tokens.rows)), size):
                 total = total + recomputed(
                     chunk_loss, hidden[tokens.rows[part]], tokens.targets[part], tokens.weights[part]
                 )
         return total.float() * scale
 
-    def _dropping(self, batch: Batch) -> AbstractContextManager[None]:
-        return self.trainable.dropping(batch.seeds if self.training else None, batch.lengths)
+    @contextmanager
+    def _computing(self, batch: Batch) -> Iterator[None]:
+        """Uses the dropout of the batch, and products in the fastest type."""
+        seeds = batch.seeds if self.training else None
+        with self.trainable.dropping(seeds, batch.lengths), float_products(self.trainable.model.dtype):
+            yield
 
     def _checkpoint(self, batch: Batch) -> Callable[..., Any]:
         """Returns `checkpoint`, whose recomputation drops the same elements as the forward pass."""
-        return partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), self._dropping(batch)))
+        return partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), self._computing(batch)))
 
     def _embedded(self, batch: Batch) -> Tensor:
         """Returns the embeddings of the tokens, (T, D)."""

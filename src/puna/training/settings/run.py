@@ -21,7 +21,7 @@ class RunSettings:
     resume: bool = option(False, "continue the unfinished run in the output folder")
     seed: int = option(0, "seed of the order of the data, of new parameters and of dropout", at_least=0, below=2**63)
     dtype: Literal["bfloat16", "float32"] = option(
-        "bfloat16", "type of the frozen weights and of the products; trained parameters are float32"
+        "bfloat16", "type of the frozen weights and of the activations; trained parameters are float32"
     )
     steps: int | None = option(None, "number of optimizer steps; by default what the epochs need", at_least=1)
     epochs: float | None = option(None, "passes over the data; 3 without steps", above=0, at_most=1e9)

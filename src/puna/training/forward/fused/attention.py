@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from puna.native import training as native
+from puna.training.forward.fused.products import product_dtype
 from puna.training.forward.fused.uniform import UniformAttention
 
 QUERIES = 256
@@ -97,7 +98,7 @@ def attention_for(dtype: torch.dtype, lengths: tuple[int, ...], heads: int, kv_h
     """Returns the fastest implementation for a type on this processor."""
     if dtype == torch.bfloat16 and width % 16 == 0 and native.is_available():
         return NativeAttention(heads, kv_heads, width, lengths)
-    if dtype == torch.float32 and len(set(lengths)) == 1:
+    if product_dtype(dtype) == torch.float32 and len(set(lengths)) == 1:
         return UniformAttention(heads, kv_heads, width, (len(lengths), lengths[0]))
     return GroupedAttention(heads, kv_heads, width, tuple(group_documents(lengths, heads)))
 

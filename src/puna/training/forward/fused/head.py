@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from puna.training.forward.fused.operations import Operations
-from puna.training.forward.fused.products import product
+from puna.training.forward.fused.products import product, product_dtype, product_of_stored, product_of_stored_rows
 from puna.training.forward.rows import Supervised
 
 CHUNK_BYTES = 100 << 20
@@ -53,27 +53,27 @@ class _Function(torch.autograd.Function):
     ) -> Tensor:
         ctx.count = len(tokens.rows)
         sources, targets, weights = _padded(tokens)
-        states = hidden[sources]  # (S, D)
+        states = hidden[sources].to(product_dtype(hidden.dtype))  # (S, D)
         train_hidden, train_weight = ctx.needs_input_grad[:2]
         gradient = torch.empty_like(states) if train_hidden else None
         weight_gradient: Tensor | None = None
         total = torch.zeros((), dtype=torch.float64)
         limit = SMALL_CHUNK_BYTES if value is weight else CHUNK_BYTES
-        size = max(UNIT, limit // (value.nbytes // value.shape[1]) // UNIT * UNIT)
+        size = max(UNIT, limit // (len(value) * states.element_size()) // UNIT * UNIT)
         for start in range(0, len(states), size):
             rows = slice(start, start + size)
-            logits = product(states[rows], value)  # (C, V)
+            logits = product_of_stored(states[rows], value)  # (C, V)
             total += operations.cross_entropy(
                 logits, targets[rows], weights[rows] * scale, train_hidden or train_weight
             )
             if gradient is not None:
-                gradient[rows] = product(logits, value.t())
+                gradient[rows] = product_of_stored_rows(logits, value)
             if train_weight:
                 part = product(logits.t(), states[rows].t())
                 weight_gradient = part.float() if weight_gradient is None else weight_gradient.add_(part)
             del logits
         ctx.save_for_backward(gradient, weight_gradient, tokens.rows)
-        ctx.tokens, ctx.dtype = len(hidden), weight.dtype
+        ctx.tokens, ctx.dtypes = len(hidden), (hidden.dtype, weight.dtype)
         return total.float()
 
     @staticmethod
@@ -82,9 +82,10 @@ class _Function(torch.autograd.Function):
         (g,) = gradients
         full = None
         if gradient is not None:
-            full = gradient.new_zeros(ctx.tokens, gradient.shape[1])
-            full[rows] = gradient[: ctx.count] * g.to(gradient.dtype)
-        return full, None if weight_gradient is None else weight_gradient.mul_(g).to(ctx.dtype), None, None, None, None
+            full = gradient.new_zeros(ctx.tokens, gradient.shape[1], dtype=ctx.dtypes[0])
+            full[rows] = (gradient[: ctx.count] * g.to(gradient.dtype)).to(full.dtype)
+        gw = None if weight_gradient is None else weight_gradient.mul_(g).to(ctx.dtypes[1])
+        return full, gw, None, None, None, None
 
 
 def _padded(tokens: Supervised) -> tuple[Tensor, Tensor, Tensor]:

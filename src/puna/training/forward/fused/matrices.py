@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from puna.formats.blocks import FORMATS
 from puna.model.quantized import PackedMatrix, QuantLinear
 from puna.native import training as native
+from puna.training.forward.fused.products import product_dtype
 
 
 class Matrix(Protocol):
     """A matrix that is read in every forward and backward pass."""
 
     def value(self) -> Tensor:
-        """Returns the values, (O, I), in the type of the computation; do not keep them."""
+        """Returns the values, (O, I), in the type of the products; do not keep them."""
         ...
 
 
@@ -28,6 +29,7 @@ class Constant:
     """
 
     def __init__(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> None:
+        self._dtype = product_dtype(dtype)
         parameters = [layer.weight for layer in layers]
         self._value = parameters[0].detach().to(dtype)
         if len(parameters) > 1:
@@ -37,7 +39,7 @@ class Constant:
                     parameter.data = rows
 
     def value(self) -> Tensor:  # noqa: D102
-        return self._value
+        return self._value.to(self._dtype)
 
 
 class Variable:
@@ -54,6 +56,9 @@ class Variable:
                 parameter.data = rows
 
     def value(self) -> Tensor:  # noqa: D102
+        return self._joined().to(product_dtype(self._dtype))
+
+    def _joined(self) -> Tensor:
         parameters = [layer.weight.detach().to(self._dtype) for layer in self._layers]
         first, bytes_before = parameters[0], 0
         for parameter in parameters:
@@ -73,7 +78,7 @@ class Packed:
         self._packed, self._dtype = [layer.packed for layer in layers], dtype
 
     def value(self) -> Tensor:  # noqa: D102
-        return dequantize(self._packed, self._dtype)
+        return dequantize(self._packed, self._dtype).to(product_dtype(self._dtype))
 
 
 def dequantize(matrices: Sequence[PackedMatrix], dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from puna.training.forward.fused.matrices import matrix_of
-from puna.training.forward.fused.products import add_product, product, weight_gradient
+from puna.training.forward.fused.products import add_product, product, product_dtype, weight_gradient
 from puna.training.methods.attach import row_factors
 from puna.training.methods.base import Trainable
 
@@ -22,7 +22,7 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Change:
-    """A low-rank change of one layer, in the type of the computation; `b` includes the scale."""
+    """A low-rank change of one layer, in the type of the products; `b` includes the scale."""
 
     name: str
     rows: slice
@@ -38,8 +38,8 @@ class Kept:
 
     Attributes:
         inner: the results of each `a`, (T, R).
-        unscaled: the outputs before they are scaled.
-        changes: the low-rank changes, in the type of the computation.
+        unscaled: the outputs before they are scaled, in the type of the products.
+        changes: the low-rank changes, in the type of the products.
     """
 
     inner: list[Tensor] = field(default_factory=list)
@@ -53,13 +53,14 @@ class Projection:
     Args:
         trainable: the model and its trainable parameters.
         layers: the layers by the names of their matrices.
-        dtype: the type of the computation.
+        dtype: the type of inputs and outputs. `product_dtype` is that of the products, whose results are rounded once.
     """
 
     def __init__(self, trainable: Trainable, layers: Mapping[str, nn.Linear], dtype: torch.dtype) -> None:
-        self._trainable, self._layers, self._dtype = trainable, layers, dtype
+        self._trainable, self._layers = trainable, layers
+        self._dtype = product_dtype(dtype)
         self._matrix = matrix_of(list(layers.values()), dtype)
-        biases = [layer.bias.detach().to(dtype) for layer in layers.values() if layer.bias is not None]
+        biases = [layer.bias.detach().to(self._dtype) for layer in layers.values() if layer.bias is not None]
         self._bias = torch.cat(biases) if biases else None
         self._rows: dict[str, slice] = {}
         start = 0
@@ -85,8 +86,8 @@ class Projection:
 
     def forward(self, x: Tensor, tensors: Tensors) -> tuple[Tensor, Kept]:
         """Returns the outputs, (T, O), of x, (T, I), and what `backward` needs besides x."""
-        kept, factors = Kept(), self._input_factors(tensors)
-        x = x if factors is None else (x * factors).to(x.dtype)
+        kept, factors, dtype = Kept(), self._input_factors(tensors), x.dtype
+        x = (x if factors is None else x * factors).to(self._dtype)
         y = product(x, self._matrix.value())
         if self._bias is not None:
             y += self._bias
@@ -102,7 +103,7 @@ class Projection:
         scales = self._output_factors(tensors)
         if scales is not None:
             kept.unscaled, y = y, (y * scales).to(y.dtype)
-        return y, kept
+        return y.to(dtype), kept
 
     def backward(
         self, g: Tensor, x: Tensor, kept: Kept, tensors: Tensors, gradients: dict[str, Tensor], propagate: bool
@@ -111,14 +112,15 @@ class Projection:
 
         The gradient of x lacks the part of the matrix unless `propagate`.
         """
-        scales, factors = self._output_factors(tensors), self._input_factors(tensors)
+        scales, factors, dtype = self._output_factors(tensors), self._input_factors(tensors), x.dtype
+        g = g.to(self._dtype)
         if scales is not None:
             assert kept.unscaled is not None
             sums = (g.float() * kept.unscaled).sum(0)
             gradients.update((f"{name}.outputs", sums[rows]) for name, rows in self._rows.items())
             g = (g * scales).to(g.dtype)
-        scaled = x if factors is None else (x * factors).to(x.dtype)
-        gx = product(g, self._matrix.value().t()) if propagate or factors is not None else torch.zeros_like(x)
+        scaled = (x if factors is None else x * factors).to(self._dtype)
+        gx = product(g, self._matrix.value().t()) if propagate or factors is not None else torch.zeros_like(scaled)
         self._changes_backward(g, scaled, gx, kept, gradients)
         if any(name in tensors for name in self._rows):
             whole = weight_gradient(g, scaled)  # (O, I)
@@ -127,7 +129,7 @@ class Projection:
             (name,) = self._rows
             gradients[f"{name}.inputs"] = (gx.float() * x).sum(0)
             gx = (gx * factors).to(gx.dtype)
-        return gx
+        return gx.to(dtype)
 
     def _changes_backward(self, g: Tensor, x: Tensor, gx: Tensor, kept: Kept, gradients: dict[str, Tensor]) -> None:
         """Adds the part of the low-rank changes to gx, the gradient of x; R times O or I numbers, never I times O."""

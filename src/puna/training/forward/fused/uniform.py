@@ -37,19 +37,19 @@ class UniformAttention:
         The second result is for `backward`: the logarithms of the sums of the weights.
         """
         out, sums = _FORWARD(*self._rows(qkv), 0.0, True)
-        return out.transpose(1, 2).reshape(len(qkv), -1), sums
+        return out.transpose(1, 2).reshape(len(qkv), -1).to(qkv.dtype), sums
 
     def backward(self, g: Tensor, qkv: Tensor, out: Tensor, kept: Tensor) -> Tensor:
         """Returns the gradient of qkv, (T, (H + 2 K) E), from that of the attention, (T, H E), and its results."""
-        gradient, result = (x.view(*self.shape, self.heads, self.width).transpose(1, 2) for x in (g, out))
+        gradient, result = (x.view(*self.shape, self.heads, self.width).transpose(1, 2).float() for x in (g, out))
         parts = list(_BACKWARD(gradient, *self._rows(qkv), result, kept, 0.0, True))  # each (B, H, L, E)
         if self.heads != self.kv_heads:
             parts[1:] = [part.unflatten(1, (self.kv_heads, -1)).sum(2) for part in parts[1:]]
-        return torch.cat(parts, dim=1).transpose(1, 2).reshape(qkv.shape)
+        return torch.cat(parts, dim=1).transpose(1, 2).reshape(qkv.shape).to(qkv.dtype)
 
     def _rows(self, qkv: Tensor) -> tuple[Tensor, ...]:
-        """Returns q, k and v, each (B, H, L, E), with the kv heads repeated."""
-        x = qkv.view(*self.shape, -1, self.width).transpose(1, 2)  # (B, H + 2 K, L, E)
+        """Returns q, k and v, each (B, H, L, E) float32, with the kv heads repeated."""
+        x = qkv.float().view(*self.shape, -1, self.width).transpose(1, 2)  # (B, H + 2 K, L, E)
         q, k, v = x.split((self.heads, self.kv_heads, self.kv_heads), dim=1)  # type: ignore[no-untyped-call]
         repeats = self.heads // self.kv_heads
         return (q, k, v) if repeats == 1 else (q, *(part.repeat_interleave(repeats, dim=1) for part in (k, v)))
