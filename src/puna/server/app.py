@@ -100,19 +100,23 @@ async def _send_error(request: Request, exc: Exception) -> Response:
     return error_response(api_error(exc, request_id), request.scope["path"], request_id)
 
 
-def _allowed(headers: Mapping[str, str] | None) -> str:
-    methods = (headers or {}).get("Allow", "")
-    return f"; use {' or '.join(sorted(methods.split(', ')))}" if methods else ""
+def _allowed(headers: Mapping[str, str] | None) -> list[str]:
+    """Returns the methods of a path; the server answers HEAD wherever it answers GET."""
+    methods = (headers or {}).get("Allow", "").split(", ")
+    return sorted({*methods, "HEAD"} if "GET" in methods else {*methods})
 
 
 async def _send_http_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     path, request_id = request.scope["path"], request.scope.get("state", {}).get("request_id")
+    allowed = _allowed(exc.headers)
     texts = {
         404: f"there is no path {show(path)}; /openapi.json lists the paths",
-        405: f"{request.method} is not allowed at {show(path)}{_allowed(exc.headers)}",
+        405: f"{request.method} is not allowed at {show(path)}; use {' or '.join(allowed)}",
     }
     error = ApiError(exc.status_code, texts.get(exc.status_code, str(exc.detail)))
     response = error_response(error, path, request_id)
     response.headers.update(exc.headers or {})
+    if exc.status_code == 405:
+        response.headers["Allow"] = ", ".join(allowed)
     return response

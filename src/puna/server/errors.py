@@ -51,6 +51,7 @@ class ApiError(Exception):
         param: the field of the request.
         code: OpenAI's code of the error.
         retry_after: seconds after which the client may try again.
+        allow: the methods that are allowed.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after: float | None = None,
+        allow: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -70,11 +72,13 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.retry_after = retry_after
+        self.allow = allow
 
     @property
     def headers(self) -> dict[str, str]:
         """The headers of the response."""
-        return {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
+        headers = {"Allow": ", ".join(self.allow)} if self.allow else {}
+        return headers if self.retry_after is None else {**headers, "Retry-After": str(max(1, round(self.retry_after)))}
 
     def body(self, path: str, request_id: str | None = None) -> dict[str, Any]:
         """Returns the JSON of the error in the shape of the API to which a path belongs."""

@@ -78,6 +78,7 @@ def codex(items: list[Any], **fields: Any) -> dict[str, Any]:
         "stream": True,
         "include": ["reasoning.encrypted_content"],
         "prompt_cache_key": "0199-conversation",
+        "client_metadata": {"x-codex-installation-id": "0199"},
         "text": {"verbosity": "medium"},
         **fields,
     }  # fmt: skip

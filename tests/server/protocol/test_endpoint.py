@@ -51,5 +51,55 @@ def test_numbers_are_read_exactly(text: str) -> None:
 
 @pytest.mark.parametrize("text", TOO_LARGE)
 def test_numbers_outside_their_range_are_refused(text: str) -> None:
-    with pytest.raises(ApiError, match="outside the range"):
+    with pytest.raises(ApiError, match="outside the range") as caught:
         parse(f'{{"a": [{text}]}}'.encode(), 8)
+    assert caught.value.param == "a[0]" and caught.value.message.startswith(f"a[0] is {text[:40]}, which")
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_not_a_number_is_refused_with_the_name_of_the_field(text: str) -> None:
+    with pytest.raises(ApiError, match="not a JSON number") as caught:
+        parse(f'{{"a": {{"b": "NaN"}}, "c": [1, {{"d": {text}}}]}}'.encode(), 8)
+    assert caught.value.param == "c[1].d"
+    with pytest.raises(ApiError, match=f"the body is {text}"):
+        parse(text.encode(), 8)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1, "a"], "prompt[1] is 'a'; it must be an integer from 0 to 2147483647"),
+        ([-1], "prompt[0] is -1; it must be an integer from 0 to 2147483647"),
+        (["a", 1], "prompt[1] is 1; it must be a text"),
+        ([[1], "a"], "prompt[1] is 'a'; it must be an array of at least 1 items, each an integer from 0 to 2147483647"),
+        ([[1], [-1]], "prompt[1][0] is -1; it must be an integer from 0 to 2147483647"),
+        ([], "prompt is empty; it must be an array of 1 to 256 items, each a text"),
+        (["a"] * 300, "prompt has 300 items; it must be an array of 1 to 256 items, each a text"),
+    ],
+)
+def test_the_error_of_a_list_names_the_kind_of_its_items(value: Any, message: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        read(COMPLETION, {"model": "m", "prompt": value}, ServerSettings())
+    assert caught.value.message == message
+
+
+@pytest.mark.parametrize("arguments", ["{", "[]", '{"a": 1, "a": 2}', "null"])
+def test_the_error_of_an_earlier_call_names_the_field_of_the_request(arguments: str) -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": arguments}
+    with pytest.raises(ApiError) as caught:
+        read(RESPONSE, {"model": "m", "input": [call]}, ServerSettings())
+    assert caught.value.param == "input[0].arguments" and "the text of a JSON object" in caught.value.message
+    assert read(RESPONSE, {"model": "m", "input": [call | {"arguments": ""}]}, ServerSettings())
+
+
+def test_unknown_and_missing_fields_are_named_with_their_path() -> None:
+    fields = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+    for more, message in (
+        ({"foo": 1}, "there is no field 'foo'; omit it, or start the server with --unknown-fields warn"),
+        ({"n_": 1}, "there is no field 'n_'; did you mean 'n'?"),
+        ({"response_format": {}}, "response_format.type is missing; it must be"),
+        ({"response_format": {"type": None}}, "response_format.type is null; it must be"),
+    ):
+        with pytest.raises(ApiError) as caught:
+            read(CHAT, {**fields, **more}, ServerSettings())
+        assert caught.value.message.startswith(message)

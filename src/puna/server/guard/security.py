@@ -29,7 +29,8 @@ _HOST = re.compile(rb"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_](?:[a-z0-9._-]{0,252}))(?::
 _ORIGIN = re.compile(rb"https?://([^/?#@\s]+)", re.IGNORECASE)
 _JSON = re.compile(rb"application/json\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?", re.IGNORECASE)
 _READING = ("GET", "HEAD")
-_WITHOUT_BODY = (*_READING, "OPTIONS", "TRACE")
+_METHODS = (*_READING, "OPTIONS", "POST")
+"""The methods that this server knows. A list of refused methods would miss one."""
 _CLOSING = (408, 413)
 """Statuses after which the connection is closed: the body may not have been read to its end."""
 
@@ -112,6 +113,8 @@ class Guard:
                 started = True
                 if message["status"] in _CLOSING:
                     message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+            elif scope["method"] == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
@@ -119,7 +122,8 @@ class Guard:
             if answers_preflight(scope, self._policy):
                 await send({"type": "http.response.start", "status": 204, "headers": _preflight_headers()})
                 return await send({"type": "http.response.body", "body": b""})
-            return await self._application(scope, limited_receive(scope, receive, self._policy), tracked_send)
+            inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+            return await self._application(inner, limited_receive(scope, receive, self._policy), tracked_send)
         except ApiError as error:
             if started:
                 raise
@@ -132,7 +136,7 @@ async def send_error(error: ApiError, scope: Scope, send: Send) -> None:
     headers = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
     headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"www-authenticate", b"Bearer")] if error.status == 401 else []
-    headers += [(b"connection", b"close")] if error.status in _CLOSING else []
+    headers += [(b"connection", b"close")] if error.status in _CLOSING or _has_two_lengths(scope) else []
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
@@ -147,7 +151,9 @@ def check_request(scope: Scope, policy: Policy) -> Caller:
     _check_host(scope, policy)
     _check_origin(scope, policy)
     caller = _check_key(scope, policy)
-    if scope["method"] not in _WITHOUT_BODY:
+    if scope["method"] not in _METHODS:
+        raise ApiError(405, f"the method of the request is not allowed; use {', '.join(_METHODS)}", allow=_METHODS)
+    if scope["method"] == "POST":
         _check_content_type(scope)
     _check_content_length(scope, policy)
     return caller
@@ -305,11 +311,18 @@ def _check_content_type(scope: Scope) -> None:
 
 
 def _check_content_length(scope: Scope, policy: Policy) -> None:
+    if _has_two_lengths(scope):
+        raise ApiError(400, "the request has both Content-Length and Transfer-Encoding; send one of them")
     for value in header_values(scope, b"content-length"):
         if not value.isdigit() or len(value) > 18:
             raise ApiError(400, "the Content-Length header of the request is not a valid number")
         if int(value) > policy.body_bytes:
             raise _too_large(policy)
+
+
+def _has_two_lengths(scope: Scope) -> bool:
+    """Returns whether a proxy that reads the other header would see the beginning of another request in the body."""
+    return any(header_values(scope, b"content-length")) and any(header_values(scope, b"transfer-encoding"))
 
 
 def _too_large(policy: Policy) -> ApiError:

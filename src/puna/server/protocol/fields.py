@@ -8,7 +8,7 @@ from typing import Any
 
 from puna.errors import show, show_json, suggestion
 from puna.server.errors import ApiError, unsupported
-from puna.server.protocol.types import Reader, Type, invalid
+from puna.server.protocol.types import Absent, Reader, Type, invalid
 from puna.server.settings import Limits, ServerSettings
 
 
@@ -82,6 +82,7 @@ class Table(Type):
     fields: tuple[Field, ...]
     open: bool = True
     keeps: bool = False
+    python = (dict,)
 
     def read(self, path: str, value: Any, reader: Reader) -> Values:
         """Returns the values of the fields; null is the same as an absent field."""
@@ -97,7 +98,7 @@ class Table(Type):
             item_path = f"{path}.{row.name}" if path else row.name
             if item is None:
                 if row.required:
-                    raise invalid(item_path, None if row.name in value else _Absent(), row.type.words(reader.limits))
+                    raise invalid(item_path, None if row.name in value else Absent(), row.type.words(reader.limits))
                 values[row.name] = row.default
             else:
                 values[row.name] = read_field(row, item_path, item, reader)
@@ -109,7 +110,8 @@ class Table(Type):
             reader.ignored.append(item_path)
         else:
             names = [row.name for row in self.fields if row.policy is not REFUSED]
-            raise unsupported(item_path, f"there is no field {show(name)}{suggestion(name, names)}")
+            remedy = suggestion(name, names) or "; omit it, or start the server with --unknown-fields warn"
+            raise unsupported(item_path, f"there is no field {show(item_path)}{remedy}")
 
     def words(self, limits: Limits) -> str:
         """Returns "an object" with the names of its required fields."""
@@ -126,13 +128,6 @@ class Table(Type):
         if not self.open:
             schema["additionalProperties"] = False
         return schema
-
-
-class _Absent:
-    """Represents the value of an absent field in an error: "x is missing; it must be ..."."""
-
-    def __repr__(self) -> str:
-        return "missing"
 
 
 def read_field(row: Field, path: str, value: Any, reader: Reader) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from puna.errors import show, show_json
@@ -37,8 +38,12 @@ def parse(body: bytes, depth: int) -> dict[str, Any]:
     except json.JSONDecodeError as exc:
         problem = f"{exc.msg} at line {exc.lineno}, column {exc.colno}"
         raise ApiError(400, f"the body is not valid JSON: {problem}", code="invalid_json") from None
+    if isinstance(document, _Refused):
+        raise ApiError(400, f"the body is {document.problem}", code="invalid_json")
     if not isinstance(document, dict):
         raise ApiError(400, f"the body is {show_json(document)}; it must be a JSON object", code="invalid_json")
+    if numbers or b"NaN" in body or b"Infinity" in body:
+        _check_numbers(document)
     if b"\\ud" in body or b"\\uD" in body:
         _check_unicode(document)
     return document
@@ -64,21 +69,42 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return document
 
 
-def _constant(text: str) -> Any:
-    raise ApiError(400, f"the body has {text}, which is not a JSON number", code="invalid_json")
+@dataclass(frozen=True)
+class _Refused:
+    """A number that is refused when its place in the document is known."""
+
+    problem: str
 
 
-def _float(text: str) -> float:
+def _constant(text: str) -> _Refused:
+    return _Refused(f"{text}, which is not a JSON number; give a number, or omit it")
+
+
+def _float(text: str) -> float | _Refused:
     value = float(text)
-    if not math.isfinite(value):
-        raise ApiError(400, f"the number {text[:40]} is outside the range of float64", code="invalid_json")
-    return value
+    return value if math.isfinite(value) else _Refused(f"{text[:40]}, which is outside the range of float64")
 
 
-def _integer(text: str) -> int:
+def _integer(text: str) -> int | _Refused:
     if len(text) > 20 or not -_INT64_END <= int(text) < _INT64_END:
-        raise ApiError(400, f"the integer {text[:40]} is outside the range of int64", code="invalid_json")
+        return _Refused(f"{text[:40]}, which is outside the range of int64")
     return int(text)
+
+
+def _check_numbers(document: dict[str, Any]) -> None:
+    """Raises ApiError for the first number that is refused; the error names the field."""
+    stack: list[tuple[str, Any]] = [("", document)]
+    while stack:
+        path, item = stack.pop()
+        if isinstance(item, _Refused):
+            raise ApiError(400, f"{path} is {item.problem}", param=path, code="invalid_json")
+        if isinstance(item, dict):
+            entries = [(f"{path}.{key[:40]}" if path else key[:40], value) for key, value in item.items()]
+        else:
+            entries = (
+                [(f"{path}[{index}]", value) for index, value in enumerate(item)] if isinstance(item, list) else []
+            )
+        stack += reversed(entries)
 
 
 def _check_unicode(value: Any) -> None:

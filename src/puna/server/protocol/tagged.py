@@ -10,7 +10,7 @@ from typing import Any
 from puna.errors import show
 from puna.server.errors import unsupported
 from puna.server.protocol.fields import Table
-from puna.server.protocol.types import Reader, Type, invalid
+from puna.server.protocol.types import Absent, Reader, Type, invalid
 from puna.server.settings import Limits
 
 
@@ -35,6 +35,7 @@ class Tagged(Type):
     default: str | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
     skips: bool = False
+    python = (dict,)
 
     def read(self, path: str, value: Any, reader: Reader) -> dict[str, Any]:
         """Returns the values of the kind's fields, or `Skipped`."""
@@ -53,7 +54,7 @@ class Tagged(Type):
         key_path = f"{path}.{self.key}"
         if isinstance(kind, str):
             raise unsupported(key_path, f"{key_path} is {show(kind)}; the supported types are {', '.join(self.kinds)}")
-        raise invalid(key_path, kind, " or ".join(f'"{name}"' for name in self.kinds))
+        raise invalid(key_path, value.get(self.key, Absent()), " or ".join(f'"{name}"' for name in self.kinds))
 
     def words(self, limits: Limits) -> str:
         """Returns "an object" with the possible kinds."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from puna.errors import show_json
+from puna.grammars.rules import unique_keys
 from puna.server.errors import ApiError
 from puna.server.settings import Limits
 
@@ -27,6 +29,13 @@ class Reader:
     enabled: tuple[str, ...] = ()
 
 
+class Absent:
+    """Represents the value of an absent field in an error: "x is missing; it must be ..."."""
+
+    def __repr__(self) -> str:
+        return "missing"
+
+
 def invalid(path: str, value: object, expected: str) -> ApiError:
     """Returns the error for a value of the wrong type or range."""
     return ApiError(400, f"{path} is {show_json(value)}; it must be {expected}", param=path, code="invalid_value")
@@ -34,6 +43,13 @@ def invalid(path: str, value: object, expected: str) -> ApiError:
 
 class Type:
     """A type of JSON values."""
+
+    python: ClassVar[tuple[type, ...]] = (object,)
+    """The types of the values in Python."""
+
+    def resembles(self, value: Any) -> bool:
+        """Returns whether a value is of this kind, so that this type's error explains what is wrong with it."""
+        return object in self.python or type(value) in self.python
 
     def read(self, path: str, value: Any, reader: Reader) -> Any:
         """Returns the value, in a form that depends only on its meaning.
@@ -78,6 +94,7 @@ class Integer(Type):
 
     low: Bound = None
     high: Bound = None
+    python = (int, float)
 
     def read(self, path: str, value: Any, reader: Reader) -> int:
         """Returns the number as an int."""
@@ -108,6 +125,7 @@ class Number(Type):
     low: Bound = None
     high: Bound = None
     above: bool = False
+    python = (int, float)
 
     def read(self, path: str, value: Any, reader: Reader) -> float:
         """Returns the number."""
@@ -137,6 +155,8 @@ class Number(Type):
 class Boolean(Type):
     """True and false."""
 
+    python = (bool,)
+
     def read(self, path: str, value: Any, reader: Reader) -> bool:
         """Returns the value."""
         if not isinstance(value, bool):
@@ -159,6 +179,7 @@ class Text(Type):
     low: int = 0
     high: Bound = None
     values: tuple[str, ...] = ()
+    python = (str,)
 
     def read(self, path: str, value: Any, reader: Reader) -> str:
         """Returns the text."""
@@ -185,12 +206,36 @@ class Text(Type):
 
 
 @dataclass(frozen=True)
+class ObjectText(Text):
+    """Texts that are a JSON object; an empty text is an object without keys."""
+
+    def read(self, path: str, value: Any, reader: Reader) -> str:
+        """Returns the text."""
+        text = super().read(path, value, reader)
+        try:
+            document = json.loads(text or "{}", object_pairs_hook=unique_keys)
+        except (ValueError, RecursionError):
+            document = None
+        if not isinstance(document, dict):
+            raise invalid(path, value, self.words(reader.limits))
+        return text
+
+    def words(self, limits: Limits) -> str:
+        """Returns "the text of a JSON object"."""
+        return "the text of a JSON object"
+
+
+@dataclass(frozen=True)
 class Array(Type):
     """Arrays of `low` to `high` items of one type."""
 
     item: Type
     low: int = 0
     high: Bound = None
+
+    def resembles(self, value: Any) -> bool:
+        """Returns whether a value is an array whose first item resembles the type of the items."""
+        return isinstance(value, list) and (not value or self.item.resembles(value[0]))
 
     def read(self, path: str, value: Any, reader: Reader) -> list[Any]:
         """Returns the items."""
@@ -223,6 +268,7 @@ class Map(Type):
     item: Type | None = None
     high: Bound = None
     key_characters: int | None = None
+    python = (dict,)
 
     def read(self, path: str, value: Any, reader: Reader) -> dict[str, Any]:
         """Returns the object."""
@@ -287,8 +333,14 @@ class OneOf(Type):
             except ApiError as exc:
                 del reader.ignored[marks:]
                 errors.append(exc)
+        similar = [exc for kind, exc in zip(self.types, errors, strict=True) if kind.resembles(value)]
         # An error about a part of the value is more specific than one about the complete value.
-        raise next((exc for exc in errors if exc.param != path), invalid(path, value, self.words(reader.limits)))
+        specific = [exc for exc in similar or errors if exc.param != path] or similar
+        raise specific[0] if specific else invalid(path, value, self.words(reader.limits))
+
+    def resembles(self, value: Any) -> bool:
+        """Returns whether a value resembles one of the types."""
+        return any(kind.resembles(value) for kind in self.types)
 
     def words(self, limits: Limits) -> str:
         """Returns the descriptions of all types."""

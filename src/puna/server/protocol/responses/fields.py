@@ -9,7 +9,7 @@ from puna.server.protocol.fields import HONOURED, INERT, REFUSED, VALUES, Field,
 from puna.server.protocol.reasoning import EFFORTS
 from puna.server.protocol.sampling import sampling_without
 from puna.server.protocol.tagged import Tagged
-from puna.server.protocol.types import Any_, Array, Boolean, Integer, Map, OneOf, Text
+from puna.server.protocol.types import Any_, Array, Boolean, Integer, Map, ObjectText, OneOf, Text
 
 _ID = Field("id", Text(), INERT, "identifier of the item")
 _STATUS = Field("status", Text(), INERT, "status of the item")
@@ -68,7 +68,7 @@ ITEM = Tagged(
             (
                 _CALL_ID,
                 Field("name", Text(1), HONOURED, "name of the function", required=True),
-                Field("arguments", Text(), HONOURED, "the arguments as JSON", required=True),
+                Field("arguments", ObjectText(), HONOURED, "the arguments as JSON", required=True),
                 _ID,
                 _STATUS,
                 *_CALLER,
@@ -229,6 +229,7 @@ FIELDS = Table(
         Field("truncation", Text(), VALUES, "a prompt is never truncated", accepted=("disabled",)),
         Field("store", Boolean(), INERT, "responses are never stored, and the response echoes false"),
         Field("metadata", Map(Text(0, 512), 16, 64), INERT, "texts that the response echoes", example={}),
+        Field("client_metadata", Map(), INERT, "texts that Codex adds for its own server", example={}),
         Field("user", Text(0, 512), INERT, "name of the user, for fair queues"),
         Field("safety_identifier", Text(0, 512), INERT, "name of the user"),
         Field("prompt_cache_key", Text(0, 512), INERT, "key for routers that send a conversation to the same server"),
