@@ -90,6 +90,8 @@ def test_logits_to_keep_selects_tokens() -> None:
     assert distance(model(IDS, logits_to_keep=torch.tensor([0, 5])).logits, logits[:, [0, 5]]) <= 1e-6
     with pytest.raises(RequestError, match="logits_to_keep is 1"):
         model(IDS, labels=IDS, logits_to_keep=1)
+    loss = model(IDS, labels=IDS[:, -4:], logits_to_keep=4).loss  # as in transformers 5
+    assert distance(loss, F.cross_entropy(logits[:, -4:-1].flatten(0, 1), IDS[:, -3:].flatten())) <= 1e-6
 
 
 @torch.no_grad()
@@ -357,7 +359,9 @@ def test_classification_losses_equal_those_of_pytorch(
         assert distance(out.loss, F.binary_cross_entropy_with_logits(out.logits, target.float())) <= 1e-6
     else:
         assert distance(out.loss, expected(out.logits, target)) <= 1e-6
-    assert model.config.problem_type == problem  # the type inferred from one batch is not kept for the next
+    kinds = {F.mse_loss: "regression", F.cross_entropy: "single_label_classification"}
+    inferred = "regression" if labels == 1 else kinds.get(expected, "multi_label_classification")
+    assert model.config.problem_type == inferred  # the first labels set it, as in transformers: it is saved
     loss, logits = model(IDS, labels=target, return_dict=False, use_cache=False)
     assert torch.equal(loss, out.loss)
     assert logits.shape == (2, labels)

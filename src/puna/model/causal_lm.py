@@ -67,7 +67,7 @@ class LlamaForCausalLM(GenerationMixin, LlamaPreTrainedModel):
         result only by rounding.
 
         Args:
-            labels: (B, T), aligned with `input_ids`; -100 ignores a position. Needs the logits of all tokens.
+            labels: (B, T), aligned with `input_ids`, or (B, kept) with `logits_to_keep`; -100 ignores one.
             logits_to_keep: number of last tokens whose logits are computed (0: all), or indices (kept,) of the tokens.
             num_logits_to_keep: the older name of `logits_to_keep`.
             num_items_in_batch: the number to divide the summed loss by, if several batches form one step.
@@ -80,8 +80,6 @@ class LlamaForCausalLM(GenerationMixin, LlamaPreTrainedModel):
         }
         keep = logits_to_keep if num_logits_to_keep is None else num_logits_to_keep
         check_logits_to_keep(keep)
-        if labels is not None and not (isinstance(keep, int) and keep == 0):
-            raise RequestError(f"logits_to_keep is {keep}, but labels need all tokens' logits; omit logits_to_keep")
         base: BaseModelOutputWithPast = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -95,7 +93,12 @@ class LlamaForCausalLM(GenerationMixin, LlamaPreTrainedModel):
             **arguments,
         )
         states = base.last_hidden_state  # (B, T, D)
-        logits = self.logits(states[:, -keep:] if isinstance(keep, int) else states[:, keep])  # (B, kept, V)
+        kept = states[:, -keep:] if isinstance(keep, int) else states[:, keep]  # (B, kept, D)
+        logits = self.logits(kept)  # (B, kept, V)
+        if isinstance(labels, Tensor) and labels.shape[1:] == states.shape[1:2] != logits.shape[1:2]:
+            raise RequestError(
+                f"logits_to_keep is {keep}, but labels cover all {labels.shape[1]} tokens; give the labels of the kept tokens"
+            )
         loss = None
         if labels is not None or loss_arguments.get("shift_labels") is not None:
             loss_arguments |= {"vocab_size": self.config.vocab_size, "num_items_in_batch": num_items_in_batch}

@@ -55,7 +55,7 @@ class LlamaForSequenceClassification(LlamaPreTrainedModel):
         Args:
             labels: (B,) classes for cross-entropy; (B,) or (B, num_labels) numbers for the mean squared error of a
                 regression; or (B, num_labels) floats 0 and 1 for several labels per text. `config.problem_type` selects
-                the loss; by default it is regression if num_labels is 1, else it depends on the type of `labels`.
+                the loss. If it is None, the first labels set it: regression if num_labels is 1, else by their type.
             num_items_in_batch: the number to divide the summed cross-entropy by, if several batches form one step.
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, output_attentions,
                 output_hidden_states, return_dict, arguments: as in `LlamaModel.forward`.
@@ -104,11 +104,10 @@ class LlamaForSequenceClassification(LlamaPreTrainedModel):
         check_tensor("labels", labels)
         logits, labels = logits.float(), labels.to(logits.device)
         column = (len(logits), 1)
+        if self.config.problem_type is None:  # saved with the model: it selects the activation of the probabilities
+            several = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+            self.config.problem_type = "regression" if self.num_labels == 1 else several
         problem = self.config.problem_type
-        if problem is None and self.num_labels == 1:
-            problem = "regression"
-        elif problem is None:
-            problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
         if problem == "regression":
             labels = labels[:, None] if logits.shape == column and labels.shape == column[:1] else labels
             check_label_shape(labels, tuple(logits.shape))
