@@ -97,7 +97,8 @@ class LlamaForCausalLM(GenerationMixin, LlamaPreTrainedModel):
         logits = self.logits(kept)  # (B, kept, V)
         if isinstance(labels, Tensor) and labels.shape[1:] == states.shape[1:2] != logits.shape[1:2]:
             raise RequestError(
-                f"logits_to_keep is {keep}, but labels cover all {labels.shape[1]} tokens; give the labels of the kept tokens"
+                f"logits_to_keep is {keep}, but labels cover all {labels.shape[1]} tokens; "
+                "give the labels of the kept tokens"
             )
         loss = None
         if labels is not None or loss_arguments.get("shift_labels") is not None:
