@@ -1,13 +1,17 @@
-"""Fixtures shared by all tests: models, data, and the handler of SIGINT."""
+"""Fixtures shared by all tests: models, data, the handler of SIGINT, and the seeds of random numbers."""
 
 from __future__ import annotations
 
 import gc
 import importlib.util
 import json
+import random
 import signal
+import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,6 +94,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _needs_shared(item: pytest.Item) -> bool:
     return "shared" in getattr(item, "fixturenames", ())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
+    """Seeds the global generators: a fixture has the same random numbers whichever test creates it."""
+    _seed(f"{fixturedef.baseid}::{fixturedef.argname}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Does the same for each test, whichever tests run before it in the same process."""
+    _seed(item.nodeid)
+
+
+def _seed(name: str) -> None:
+    seed = zlib.crc32(name.encode())
+    random.seed(seed)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(seed)
 
 
 @pytest.fixture(scope="session", autouse=True)

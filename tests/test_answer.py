@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import decoders
 
@@ -14,6 +14,7 @@ from puna.answer import Answer
 from puna.engine import Event, Request
 from puna.errors import RequestError
 from puna.tokenizer import LlamaTokenizer, LlamaTokenizerFast
+from tests.helpers.properties import settings
 from tests.helpers.scripted_model import SPECIAL, TOKENS, byte_tokenizer, write_scripted_model
 from tests.helpers.vocabularies import answer_after, train_sentencepiece
 
@@ -113,7 +114,7 @@ def expected_answer(ids: list[int], stops: tuple[str, ...]) -> tuple[str, str, i
 SYMBOLS = st.sampled_from([*"ab", "\n", *SPECIAL[1:]])
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=800)
 @given(text=st.lists(SYMBOLS, max_size=12), stops=st.lists(st.lists(SYMBOLS, min_size=1, max_size=4), max_size=3))
 @example(text=["a", "<|turn|>", "b"], stops=[["a", "b"]])
 @example(text=["a", "<|turn|>", "<|tool|>", "b"], stops=[["a", "<|turn|>", "b"]])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -96,28 +95,29 @@ def settle(llm):
 
 
 @pytest.fixture
-def slow_llm(llm, monkeypatch):
-    """A model whose forward passes take at least 10 ms, so that an answer takes longer than the test."""
-    forward = llm._backend.forward
+def permits(llm, monkeypatch):
+    """A semaphore with five permits. Each forward pass of the model takes one, or waits for it."""
+    forward, permits = llm._backend.forward, threading.Semaphore(5)
 
-    def slow_forward(batch):
-        time.sleep(0.01)
+    def waiting_forward(batch):
+        assert permits.acquire(timeout=20)
         return forward(batch)
 
-    monkeypatch.setattr(llm._backend, "forward", slow_forward)
-    return llm
+    monkeypatch.setattr(llm._backend, "forward", waiting_forward)
+    return permits
 
 
-def test_deleted_streams_end_their_requests(slow_llm):
-    stream = slow_llm.stream("the llama", max_tokens=100)
+def test_deleted_streams_end_their_requests(llm, permits):
+    stream = llm.stream("the llama", max_tokens=100)
     next(stream)
-    assert slow_llm._engine.busy
+    assert llm._engine.busy  # a forward pass waits
     del stream
-    settle(slow_llm)
-    assert not slow_llm._engine.busy
-    slow_llm.stream("never iterated", max_tokens=100)
-    settle(slow_llm)
-    assert not slow_llm._engine.busy
+    permits.release(10)  # too few for the rest of the answer
+    settle(llm)
+    assert not llm._engine.busy
+    llm.stream("never iterated", max_tokens=100)
+    settle(llm)
+    assert not llm._engine.busy
 
 
 def test_threads_share_a_model(llm):
@@ -146,16 +146,18 @@ def test_an_interrupt_does_not_affect_other_streams(tiny_model, monkeypatch, int
         if not steps:
             steps.append("sent")
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            time.sleep(0.2)  # the main thread does not wait for the end of the step
+            assert is_interrupted.wait(20)
             steps.append("continued")
         return original(*args, **kwargs)
 
     steps: list[str] = []
+    is_interrupted = threading.Event()
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, interrupt)
         with pytest.raises(KeyboardInterrupt):
             llm.generate("grassland", max_tokens=200)
-    assert steps == ["sent"]
+    assert steps == ["sent"]  # the main thread does not wait for the end of the step
+    is_interrupted.set()
     assert first + "".join(stream) == text
     settle(llm)
     assert steps == ["sent", "continued"]

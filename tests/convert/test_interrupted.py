@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -516,29 +517,40 @@ def test_a_run_killed_at_a_random_moment_can_be_repeated(tmp_path: Path) -> None
     family = FAMILIES[11]  # Llama 3 70B's shape: eight shards, 33 MB
     model = write_meta(tmp_path / "meta", family, hf_tensors(family, layers=12))
     arguments = [str(model), str(tmp_path / "out"), "--to", "hf", "--shards", "9"]
-    started = time.perf_counter()
     subprocess.run(
         [*COMMAND, *arguments[:1], str(tmp_path / "uninterrupted"), *arguments[2:]], check=True, capture_output=True
     )
-    duration = time.perf_counter() - started
     expected = contents(tmp_path / "uninterrupted")
+    total = sum(map(len, expected.values()))
     rng = random.Random(5)
-    outcomes = set()
-    for _ in range(10):
+    outcomes = []
+    for turn in range(10):
         process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(duration * rng.uniform(0.3, 1.05))
+        begin = staged_bytes(tmp_path / "out")  # of earlier turns
+        goal = begin + (rng.uniform(0, 1) if turn else 0.1) * (total - begin)
+        while process.poll() is None and staged_bytes(tmp_path / "out") < goal:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.02))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        if (tmp_path / "out").exists():
+        outcomes.append((tmp_path / "out").exists())
+        if outcomes[-1]:
             assert contents(tmp_path / "out") == expected
             shutil.rmtree(tmp_path / "out")
-            outcomes.add("complete")
-        else:
-            outcomes.add("none")
     run = subprocess.run([*COMMAND, *arguments, "--json"], check=True, capture_output=True, text=True)
     assert contents(tmp_path / "out") == expected
     assert json.loads(run.stdout)["plan"]["files"]
-    assert "none" in outcomes and not staging_folders(tmp_path / "out")
+    assert not all(outcomes) and not staging_folders(tmp_path / "out")
+
+
+def staged_bytes(destination: Path) -> int:
+    """Returns the bytes that a running conversion has written."""
+    total = 0
+    for folder in staging_folders(destination):
+        for path in folder.rglob("*"):
+            with suppress(FileNotFoundError):  # renamed or removed meanwhile
+                total += path.stat().st_size
+    return total
 
 
 def test_ctrl_c_stops_a_conversion(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from tests.helpers.vocabularies import train_sentencepiece
 
 pytestmark = pytest.mark.slow
 
-LARGEST = 8192 * 2048 * 2
-"""Bytes of the largest tensor, a feed-forward matrix; the model has twelve such matrices and 550 MB in all."""
+LARGEST = 8192 * 1024 * 2
+"""Bytes of the largest tensor, a feed-forward matrix; the model has twelve such matrices and 237 MB in all."""
 
 MEASURE = """
 import json, re, sys
@@ -45,8 +45,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         pytest.skip("only Linux reports the peak memory of a process")
     root = tmp_path_factory.mktemp("large")
     config = LlamaConfig(
-        vocab_size=424, hidden_size=2048, intermediate_size=8192, num_hidden_layers=4, num_attention_heads=16,
-        num_key_value_heads=16, dtype="bfloat16", architectures=["LlamaForCausalLM"],
+        vocab_size=424, hidden_size=1024, intermediate_size=8192, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=8, dtype="bfloat16", architectures=["LlamaForCausalLM"],
     )  # fmt: skip
     (root / "hf").mkdir()
     config.save_pretrained(root / "hf")
@@ -62,7 +62,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     convert(root / "hf", root / "meta", to="meta", shards=4)
     convert(root / "hf", root / "gguf", to="gguf")
     convert(root / "hf", root / "q4_0", quantize="q4_0")
-    assert sum(file.stat().st_size for file in open_checkpoint(root / "meta").files) > 5e8
+    assert sum(file.stat().st_size for file in open_checkpoint(root / "meta").files) > 2.3e8
     return {kind: root / kind for kind in ("hf", "meta", "gguf", "q4_0")}
 
 
@@ -89,7 +89,7 @@ def test_memory_is_bounded(source: str, options: dict[str, Any], folders: dict[s
     arguments = [str(folders[source]), str(tmp_path / "out"), "convert", json.dumps(options)]
     run = subprocess.run([sys.executable, "-c", MEASURE, *arguments], check=True, capture_output=True, text=True)
     peak, planned = map(int, run.stdout.split())
-    assert peak * 1024 < min(2 * LARGEST + 200e6, planned), re.sub(r"\s+", " ", run.stderr)
+    assert peak * 1024 < min(2 * LARGEST + 120e6, planned), re.sub(r"\s+", " ", run.stderr)
 
 
 @pytest.mark.parametrize(("source", "target"), [("hf", "out"), ("q4_0", "out.gguf")])
@@ -98,7 +98,7 @@ def test_the_memory_of_a_merge_is_bounded(source: str, target: str, folders: dic
     arguments = [str(folders[source]), str(adapter), str(tmp_path / target), "merge", '{"verify": false}']
     run = subprocess.run([sys.executable, "-c", MEASURE, *arguments], check=True, capture_output=True, text=True)
     peak, planned = map(int, run.stdout.split())
-    assert peak * 1024 < min(2 * LARGEST + 200e6, planned), run.stderr
+    assert peak * 1024 < min(2 * LARGEST + 120e6, planned), run.stderr
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_the_plan_includes_the_memory_for_running_the_models(
 ) -> None:
     """The planned memory covers a forward pass with a large vocabulary, and is less than twice the peak."""
     if "calibrate" in options:
-        (tmp_path / "text.txt").write_text("The llama lives in the high grassland. " * 120)
+        (tmp_path / "text.txt").write_text("The llama lives in the high grassland. " * 30)
         options = options | {"calibrate": str(tmp_path / "text.txt")}
     run = subprocess.run(
         [sys.executable, "-c", MEASURE, str(wide), str(tmp_path / "out"), "convert", json.dumps(options)],

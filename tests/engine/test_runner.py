@@ -167,7 +167,7 @@ def test_asyncio_is_notified_of_several_tokens_at_once_if_many_streams_run(
     async def everything():
         hold(engine)
         tasks = [asyncio.create_task(collect()) for _ in range(streams)]
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # each task begins to wait
         engine.gate.set()
         return await asyncio.gather(*tasks)
 
@@ -189,15 +189,15 @@ def test_the_first_token_is_announced_at_once_if_many_streams_run(engine, runner
                 time.sleep(0.001)
 
     async def everything():
-        streams = [runner.stream(Tokens(9)) for _ in range(64)]
-        return await asyncio.gather(*map(collect, streams))
+        tasks = [asyncio.create_task(collect(runner.stream(Tokens(9)))) for _ in range(64)]
+        await asyncio.sleep(0)  # each task begins to wait
+        engine.gate.set()
+        return await asyncio.gather(*tasks)
 
     received: list[int] = []
     steps: list[int] = []
     hold(engine)
     engine.on_step = step
-    released = threading.Timer(0.1, engine.gate.set)
-    released.start()
     assert asyncio.run(everything()) == [list(range(9))] * 64
     assert received == [0] * 64
     assert len(steps) < 20
@@ -281,7 +281,7 @@ def test_closing_a_stream_before_its_request_is_submitted_ends_an_iteration(engi
 
     async def iterate() -> list[int]:
         task = asyncio.create_task(_collect(other))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # the task begins to wait
         stream.close()
         other.close()
         engine.gate.set()

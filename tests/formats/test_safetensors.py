@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS
 from puna.formats.new_tensor import NewTensor
 from puna.formats.safetensors import open_safetensors, write_safetensors
+from tests.helpers.properties import settings
 from tests.helpers.torch_files import DTYPES
 
 TYPES = {"f32": DTYPES["float32"], "f16": DTYPES["float16"], "bf16": DTYPES["bfloat16"]}
@@ -36,7 +37,7 @@ def random_array(kind: str, shape: list[int], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, np.float32).astype(TYPES[kind])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(tensor_specs, st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2))
 @pytest.mark.slow
 def test_puna_and_safetensors_read_each_others_files(

@@ -14,6 +14,7 @@ import pytest
 
 from puna.errors import ChatTemplateError
 from puna.templates import process
+from puna.templates.limits import SECONDS
 
 FORK = """
 import os, threading, time
@@ -89,11 +90,25 @@ def test_an_unknown_python_program_is_reported(monkeypatch):
 def test_time_in_which_the_process_does_not_run_is_not_counted():
     worker = process._Worker()
     assert worker.ask(process.marshal.dumps(("x", {}))) == b"Tx"
-    stop = threading.Timer(0.05, os.kill, (worker._process.pid, signal.SIGSTOP))
-    resume = threading.Timer(2, os.kill, (worker._process.pid, signal.SIGCONT))
-    stop.start()
-    resume.start()
+    paused = threading.Thread(target=pause_rendering, args=(worker._process.pid,))
+    paused.start()
     slow = "{% for i in range(100) %}{% for j in range(90000) %}{% endfor %}{% endfor %}x"
     start = time.monotonic()
-    assert worker.ask(process.marshal.dumps((slow, {}))) == b"Tx" and time.monotonic() - start > 1.8
+    assert worker.ask(process.marshal.dumps((slow, {}))) == b"Tx" and time.monotonic() - start > SECONDS
+    paused.join()
     worker.end(at_once=True)
+
+
+def pause_rendering(pid: int) -> None:
+    """Stops a process when it has used some processor time, for longer than the limit of the time of a rendering."""
+    begin = processor_seconds(pid)
+    while processor_seconds(pid) < begin + 0.04:
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(1.25 * SECONDS)
+    os.kill(pid, signal.SIGCONT)
+
+
+def processor_seconds(pid: int) -> float:
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.decoders import (
@@ -22,6 +22,7 @@ from tokenizers.models import WordLevel
 
 from puna.tokenizer import LlamaTokenizerFast, StreamDecoder
 from puna.tokenizer.files.byte_level import BYTE_TO_CHARACTER
+from tests.helpers.properties import settings
 from tests.helpers.vocabularies import answer_after
 
 TEXTS = [
@@ -118,7 +119,7 @@ def tokenizer_and_decode(request):
     return tokenizer_with(request.param), decode
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(prompt=IDS, ids=IDS, skip=st.booleans())
 @example(prompt=[], ids=[], skip=True)
 def test_an_answer_is_the_decoded_text_after_the_text_of_the_prompt(tokenizer_and_decode, prompt, ids, skip):

@@ -1,4 +1,8 @@
-"""Loading a vocabulary of 32,000 tokens takes less than 0.2 s of processor time, and one of 128,000 less than 0.6 s."""
+"""Loading a vocabulary takes at most a few times as long as reading and sorting 128,000 tokens in Python.
+
+Processors differ in speed, and other programs slow them down. Both affect the work that loading is compared with as
+well. Each limit is about twice the ratio on a server of 2021, where reading and sorting takes 0.4 s.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +26,24 @@ def words(count: int) -> list[str]:
     return ["".join(item) for item in itertools.islice(tuples, count)]
 
 
-def processor_seconds(load: Callable[[], object]) -> float:
-    """Returns the processor time of the fastest of three calls."""
+def processor_seconds(call: Callable[[], object]) -> float:
+    """Returns the processor time of a call."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
 
-    def once() -> float:
-        start = time.process_time()
-        load()
-        return time.process_time() - start
 
-    load()
-    return min(once() for _ in range(3))
+def read_and_sort() -> None:
+    """Reads 128,000 tokens from JSON, sorts them and joins each with its successor."""
+    tokens = json.loads(json.dumps({word: index for index, word in enumerate(words(128_000))}))
+    ordered = sorted(tokens, key=lambda token: token[::-1])
+    assert len({f"{first} {second}" for first, second in itertools.pairwise(ordered)}) == 127_999
+
+
+def relative_time(load: Callable[[], object]) -> float:
+    """Returns the processor time of the fastest of four calls, in times of `read_and_sort`."""
+    times = [(processor_seconds(load), processor_seconds(read_and_sort)) for _ in range(4)]
+    return min(time for time, _ in times) / min(time for _, time in times)
 
 
 @pytest.mark.timing
@@ -45,10 +57,10 @@ def test_32000_pieces_load_fast(tmp_path):
     settings = {"add_dummy_prefix": True, "remove_extra_whitespaces": False, "ids": {"unk": 0, "bos": 1, "eos": 2}}
     scores = [-float(index) for index in range(len(pieces))]
     model.write_bytes(write_model(pieces, scores, types, **settings))
-    assert processor_seconds(lambda: LlamaTokenizer(model, legacy=True)) < 0.2
-    assert processor_seconds(lambda: LlamaTokenizerFast(model)) < 0.25  # also converts the model
+    assert relative_time(lambda: LlamaTokenizer(model, legacy=True)) < 0.4
+    assert relative_time(lambda: LlamaTokenizerFast(model)) < 2  # also converts the model
     LlamaTokenizerFast(model).save_pretrained(tmp_path)
-    assert processor_seconds(lambda: LlamaTokenizerFast.from_pretrained(tmp_path)) < 0.2
+    assert relative_time(lambda: LlamaTokenizerFast.from_pretrained(tmp_path)) < 0.8
 
 
 @pytest.mark.timing
@@ -60,7 +72,7 @@ def test_128000_tokens_load_fast(tmp_path):
     pipeline = {"version": "1.0", "model": model, "decoder": {"type": "ByteLevel", "add_prefix_space": False,
                 "trim_offsets": True, "use_regex": False}}  # fmt: skip
     (tmp_path / "tokenizer.json").write_text(json.dumps(pipeline))
-    assert processor_seconds(lambda: LlamaTokenizerFast.from_pretrained(tmp_path)) < 0.6
+    assert relative_time(lambda: LlamaTokenizerFast.from_pretrained(tmp_path)) < 3
 
 
 @pytest.mark.timing
@@ -69,4 +81,4 @@ def test_tiktoken_files_of_128000_tokens_load_fast(tmp_path):
     tokens = [*(bytes((byte,)) for byte in range(256)), *(word.encode() for word in words(127_770) if len(word) > 1)]
     lines = (b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens))
     (tmp_path / "tokenizer.model").write_bytes(b"".join(lines))
-    assert processor_seconds(lambda: load_tokenizer(tmp_path / "tokenizer.model")) < 0.6
+    assert relative_time(lambda: load_tokenizer(tmp_path / "tokenizer.model")) < 5

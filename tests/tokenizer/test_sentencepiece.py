@@ -8,12 +8,13 @@ import pickle
 
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from puna import LlamaTokenizer
 from puna.errors import ModelNotFoundError, TokenizerError
 from puna.tokenizer import AddedToken, load_tokenizer
+from tests.helpers.properties import settings
 from tests.helpers.vocabularies import SNIPPETS, random_texts, train_sentencepiece
 
 TEXT = st.lists(st.one_of(st.sampled_from(SNIPPETS), st.text(st.characters(exclude_categories=["Cs"])))).map("".join)
@@ -25,7 +26,7 @@ def sp(sp_model):
     return load_tokenizer(sp_model)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXT)
 def test_ids_equal_those_of_sentencepiece(sp, processor, text):
     assert sp.encode(text, add_special_tokens=False) == processor.encode(text)
@@ -33,7 +34,7 @@ def test_ids_equal_those_of_sentencepiece(sp, processor, text):
     assert sp.tokenize(text) == processor.id_to_piece(processor.encode(text))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(st.integers(0, 419), max_size=12))
 def test_text_equals_that_of_sentencepiece(sp, processor, ids):
     assert sp.decode(ids, skip_special_tokens=True) == processor.decode(ids)

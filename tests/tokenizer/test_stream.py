@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from copy import copy
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.errors import TokenizerError
 from puna.tokenizer import StreamDecoder
 from puna.tokenizer.files.byte_level import BYTE_TO_CHARACTER
+from tests.helpers.properties import settings
 from tests.helpers.vocabularies import SNIPPETS, answer_after, random_texts
 
 
@@ -28,7 +29,7 @@ def id_sequences(size: int) -> st.SearchStrategy[list[int]]:
     return st.lists(ids, max_size=16)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(data=st.data(), skip=st.booleans())
 @pytest.mark.slow
 def test_streamed_random_ids_equal_the_decoded_text(tokenizer, data, skip):
@@ -36,7 +37,7 @@ def test_streamed_random_ids_equal_the_decoded_text(tokenizer, data, skip):
     assert "".join(streamed_texts(tokenizer, ids, skip)) == tokenizer.decode(ids, skip_special_tokens=skip)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=20), skip=st.booleans())
 def test_streamed_text_is_complete_and_splits_no_character(tokenizer, text, skip):
     ids = tokenizer.encode(text, add_special_tokens=False)
@@ -92,7 +93,7 @@ def test_streams_never_clean_up(tokenizer, text, clean_up):
 TEXT = st.lists(st.sampled_from([*SNIPPETS, *CLEAN_UP_TEXTS]), max_size=4).map("".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data(), text=TEXT, skip=st.booleans(), clean_up=st.booleans())
 def test_an_answer_is_the_decoded_text_after_the_text_of_its_prompt(tokenizer, clean_up, data, text, skip):
     """Prompts and answers are ids of texts or random ids, among them incomplete characters and special tokens."""

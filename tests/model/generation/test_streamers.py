@@ -92,7 +92,7 @@ def test_an_abstract_streamer_is_an_error(name: str) -> None:
 
 
 def test_another_thread_iterates_over_the_text(tokenizers: tuple[Any, Any]) -> None:
-    streamer = puna.TextIteratorStreamer(tokenizers[0], skip_special_tokens=True, timeout=5.0)
+    streamer = puna.TextIteratorStreamer(tokenizers[0], skip_special_tokens=True, timeout=60.0)
     ids = tokenizers[0](TEXTS[1])["input_ids"]
     thread = threading.Thread(target=feed, args=(streamer, ids, 1))
     thread.start()
@@ -110,7 +110,7 @@ def test_a_coroutine_iterates_over_the_text(tokenizers: tuple[Any, Any]) -> None
     ids = tokenizers[0](TEXTS[1])["input_ids"]
 
     async def collect() -> list[str]:
-        streamer = puna.AsyncTextIteratorStreamer(tokenizers[0], skip_special_tokens=True, timeout=5.0)
+        streamer = puna.AsyncTextIteratorStreamer(tokenizers[0], skip_special_tokens=True, timeout=60.0)
         thread = threading.Thread(target=feed, args=(streamer, ids, 1))
         thread.start()
         texts = [text async for text in streamer]
