@@ -273,10 +273,12 @@ def test_an_interrupted_run_is_resumed_with_the_same_result(spam, monkeypatch):
 
 
 def test_a_folder_without_a_run_cannot_be_resumed_or_watched(tmp_path):
+    (tmp_path / "file").write_text("a file, not a folder")
     for command in ("resume", "watch"):
-        result = run("train", command, str(tmp_path))
-        assert result.exit_code == 1
-        assert "puna train runs" in result.stderr
+        for path in (tmp_path, tmp_path / "missing", tmp_path / "file"):
+            result = run("train", command, str(path))
+            assert result.exit_code == 1
+            assert "puna train runs" in result.stderr
 
 
 @needs_torch

@@ -112,3 +112,11 @@ def test_prompts_with_a_column_of_labels_are_for_sft(tmp_path):
     path = tmp_path / "qa.csv"
     path.write_text("prompt,completion,label\nWho?, Me,1\n")
     assert as_json("train", "preview", str(path), *MODEL)["task"] == "sft"
+
+
+def test_a_missing_file_among_several_is_an_error(tmp_path):
+    (tmp_path / "chats").mkdir()
+    (tmp_path / "chats/train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    result = run("train", "preview", "-m", str(LAYOUTS["hf"]), str(tmp_path / "chats"), str(tmp_path / "mising"))
+    assert result.exit_code == 1
+    assert "mising': no such file or folder" in result.stderr

@@ -129,7 +129,7 @@ def did_you_mean(word: str, names: list[str]) -> str:
     """Returns " Did you mean ...?" with the names most similar to `word`; "" if none is similar."""
     import difflib
 
-    lower = {name.lower(): name for name in names}
+    lower = {name.lower(): name for name in names if name != word}
     matches = [lower[match] for match in difflib.get_close_matches(word.lower(), list(lower), 3, 0.6)]
     return f" Did you mean {' or '.join(matches)}?" if matches else ""
 

@@ -130,8 +130,8 @@ def run_training(
     Args:
         data, held_out: rows in memory, if the settings do not name files.
     """
-    data = settings.data if data is None else data
-    held_out = settings.eval_data if held_out is None else held_out
+    data = _paths(settings.data) if data is None else data
+    held_out = _paths(settings.eval_data) if held_out is None else held_out
     if data is None:
         raise ConfigError("there is no training data; set data to files, folders or rows")
     for name, table in (("task", TASKS), ("method", METHODS), ("optimizer", OPTIMIZERS)):
@@ -143,6 +143,11 @@ def run_training(
     with locked(output), _threads(settings.threads), kept_memory():
         command = command_line(settings, task_defaults(settings.task, settings.values()))
         return _Run(settings, output, data, held_out, report_observers(output, observers, command)).run()
+
+
+def _paths(names: tuple[str, ...] | str | None) -> list[Path] | str | None:
+    """Returns the files that settings name as paths: a missing one is an error, and never read as a text."""
+    return list(map(Path, names)) if isinstance(names, tuple) else names
 
 
 class _Run:

@@ -206,6 +206,8 @@ def test_data_that_does_not_exist_is_an_error(tmp_path):
         open_rows("data/missing.jsonl")
     with pytest.raises(ModelNotFoundError, match="no such file"):
         open_rows([str(tmp_path / "missing.jsonl")])
+    with pytest.raises(ModelNotFoundError, match="no such file"):
+        open_rows([tmp_path / "missing"])  # a str without a suffix is a text, a Path never is
     with pytest.raises(DataError, match="there are no rows"):
         open_rows([])
     with pytest.raises(ArgumentError, match="read it into a list"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -119,7 +120,7 @@ def _columns(items: list[str]) -> dict[str, str]:
 def _task(data: list[str], options: DataOptions) -> tuple[str, str]:
     from puna.training.tasks.labelled_preview import detect_task
 
-    return detect_task(data[0] if len(data) == 1 else data, options)
+    return detect_task(data[0] if len(data) == 1 else list(map(Path, data)), options)
 
 
 def _read(
@@ -131,7 +132,7 @@ def _read(
     from puna.training.data.preview import preview
     from puna.training.tasks.labelled_preview import preview_labelled
 
-    source = data[0] if len(data) == 1 else data
+    source = data[0] if len(data) == 1 else list(map(Path, data))
     with Progress(console=stderr_console(), transient=True, disable=not is_watched()) as bar:
         line = bar.add_task("Reading")
 

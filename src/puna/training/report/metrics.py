@@ -107,7 +107,7 @@ class MetricsReader:
                     self._identity, self._offset, self.metrics = status.st_ino, 0, Metrics()
                 file.seek(self._offset)
                 data = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return self.metrics
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)

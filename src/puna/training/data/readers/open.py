@@ -56,8 +56,9 @@ def open_rows(data: Any, split: str = "train") -> Rows:
 
     Args:
         data: a path of a file or folder, `owner/name` of a data set on the hub (downloaded once into the hub's cache),
-            several of these, or rows in memory: a sequence of dictionaries or texts, a `datasets.Dataset`, a mapping of
-            splits to one of these (`datasets.DatasetDict`), a pandas `DataFrame`.
+            several of these (a str that names nothing makes all of them texts, a Path is an error), or rows in memory:
+            a sequence of dictionaries or texts, a `datasets.Dataset`, a mapping of splits to one of these
+            (`datasets.DatasetDict`), a pandas `DataFrame`.
         split: chooses the files of a folder or hub data set by their names, and the part of a mapping.
 
     Raises:
@@ -89,8 +90,14 @@ def _is_path(item: object) -> bool:
 
 
 def _names_data(item: Any) -> bool:
+    """Whether an item of a list is a path: a Path always is, a str may also be a text that is learned."""
     try:
-        return Path(item).exists() or data_format(str(item)) is not None or parse(item) is not None
+        return (
+            isinstance(item, os.PathLike)
+            or Path(item).exists()
+            or data_format(str(item)) is not None
+            or parse(item) is not None
+        )
     except (OSError, ValueError):  # a text that is too long for a path, or contains a zero
         return False
 
