@@ -120,3 +120,33 @@ def test_a_missing_file_among_several_is_an_error(tmp_path):
     result = run("train", "preview", "-m", str(LAYOUTS["hf"]), str(tmp_path / "chats"), str(tmp_path / "mising"))
     assert result.exit_code == 1
     assert "mising': no such file or folder" in result.stderr
+
+
+def test_a_file_of_settings_tells_the_data_and_the_task(chats, tmp_path):
+    rows, file = tmp_path / "mail.csv", tmp_path / "run.toml"
+    rows.write_text("body,kind\nBuy now,spam\nSee you at noon,ham\n")
+    file.write_text(
+        f'task = "classify"\nmodel = "{LAYOUTS["hf"]}"\ndata = "{rows}"\nmax_length = 7\n'
+        '[documents]\ncolumns = {text = "body", label = "kind"}\n'
+    )
+    out = as_json("train", "preview", str(file))
+    assert (out["task"], out["labels"], out["format"]) == ("classify", {"spam": 1, "ham": 1}, "classification")
+    assert out["truncated"] == 1 and len(out["samples"][1]["ids"]) == 7
+    assert as_json("train", "preview", str(file), "--max-length", "3")["truncated"] == 2  # overrides the file
+    file.write_text(f'model = "{LAYOUTS["hf"]}"\ndata = ["{chats}"]\n')
+    assert as_json("train", "preview", str(file))["task"] == "sft"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('task = "pretrain"', "is for the task pretrain"),
+        ('task = "classify"', "names no data"),
+        ("tsak = 1", "'tsak' is not an option; did you mean 'task'?"),
+    ],
+)
+def test_errors_of_files_of_settings_name_the_file(tmp_path, text, message):
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    result = run("train", "preview", str(file))
+    assert result.exit_code != 0 and str(file) in result.output.replace("\n", "") and message in result.output

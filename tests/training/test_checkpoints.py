@@ -17,40 +17,14 @@ import torch
 
 from puna.errors import PunaError, StorageError, TrainingError
 from puna.training import output
-from puna.training.api import TrainingResult, train
+from puna.training.api import train
 from puna.training.checkpoints import CheckpointStore, State, check_same_run, is_disk_full
 from puna.training.events import Observer
 from puna.training.safety import TrainingInterrupted
-from puna.training.tasks.table import TASKS
-from tests.training.tiny import MODEL, OPTIONS, PlainText, write_data
+from tests.training.tiny import MODEL, OPTIONS, assert_same_run
 
 STEPS = 8
 RUN = {**OPTIONS, "steps": STEPS, "save_steps": 2, "eval_share": 0.2, "eval_steps": 3, "schedule": "cosine"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def finished(data, tmp_path_factory) -> TrainingResult:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TASKS, "text", PlainText)
-        return train(MODEL, data, output=tmp_path_factory.mktemp("finished"), **RUN)
-
-
-@pytest.fixture
-def uninterrupted(finished, registered) -> TrainingResult:
-    """The result of a run without failures; tests do not change its folder."""
-    return finished
-
-
-def assert_same(result: TrainingResult, expected: TrainingResult) -> None:
-    """Compares losses, metrics, weights and the complete last state, bit for bit."""
-    assert result.losses == expected.losses and result.metrics == expected.metrics
-    for name in ("model.safetensors", f"checkpoints/step-{STEPS:08}/tensors.safetensors"):
-        assert (result.path / name).read_bytes() == (expected.path / name).read_bytes(), name
 
 
 def state(step: int = 3) -> State:
@@ -153,14 +127,14 @@ def run_killed(data: str, folder: Path, kills: int, seed: int) -> None:
 @pytest.mark.slow
 def test_a_killed_run_is_resumed_to_the_same_bits(uninterrupted, data, tmp_path):
     run_killed(data, tmp_path / "killed", kills=2, seed=1)
-    assert_same(train(MODEL, data, output=tmp_path / "killed", resume=True, **RUN), uninterrupted)
+    assert_same_run(train(MODEL, data, output=tmp_path / "killed", resume=True, **RUN), uninterrupted)
 
 
 @pytest.mark.soak
 def test_ten_killed_runs_are_resumed_to_the_same_bits(uninterrupted, data, tmp_path):
     for seed in range(10):
         run_killed(data, tmp_path / f"killed-{seed}", kills=10, seed=seed)
-        assert_same(train(MODEL, data, output=tmp_path / f"killed-{seed}", resume=True, **RUN), uninterrupted)
+        assert_same_run(train(MODEL, data, output=tmp_path / f"killed-{seed}", resume=True, **RUN), uninterrupted)
 
 
 PLACES = [
@@ -209,7 +183,7 @@ def test_a_full_disk_loses_nothing(uninterrupted, data, tmp_path, monkeypatch, p
         with pytest.raises(TrainingError, match=r"the disk is full; the state after step 4 is in .*Free space"):
             train(MODEL, data, output=folder, **RUN)
     assert CheckpointStore(folder / "checkpoints").steps() == [2, 4]
-    assert_same(train(MODEL, data, output=folder, resume=True, **RUN), uninterrupted)
+    assert_same_run(train(MODEL, data, output=folder, resume=True, **RUN), uninterrupted)
 
 
 def test_a_disk_that_stays_full_leaves_the_earlier_state(uninterrupted, data, tmp_path, monkeypatch):
@@ -220,7 +194,7 @@ def test_a_disk_that_stays_full_leaves_the_earlier_state(uninterrupted, data, tm
         with pytest.raises(StorageError, match="cannot be written"):
             train(MODEL, data, output=folder, **RUN)
     assert CheckpointStore(folder / "checkpoints").steps() == [2]
-    assert_same(train(MODEL, data, output=folder, resume=True, **RUN), uninterrupted)
+    assert_same_run(train(MODEL, data, output=folder, resume=True, **RUN), uninterrupted)
 
 
 class Failing(Observer):
@@ -235,7 +209,7 @@ def test_an_observer_that_fails_loses_nothing(uninterrupted, data, tmp_path):
     with pytest.raises(OSError, match="No space left"):
         train(MODEL, data, output=tmp_path / "full", callbacks=[Failing()], **RUN)
     assert CheckpointStore(tmp_path / "full" / "checkpoints").steps()[-1] == 5
-    assert_same(train(MODEL, data, output=tmp_path / "full", resume=True, **RUN), uninterrupted)
+    assert_same_run(train(MODEL, data, output=tmp_path / "full", resume=True, **RUN), uninterrupted)
 
 
 def test_too_little_free_space_is_an_error_before_the_first_step(data, tmp_path, registered, monkeypatch):
@@ -278,7 +252,7 @@ def test_ctrl_c_saves_the_state_of_the_last_step(uninterrupted, data, tmp_path, 
     assert isinstance(error.value, KeyboardInterrupt) and error.value.step == 3
     assert '"interrupted"' in (tmp_path / "out" / "run.json").read_text()
     assert [signal.getsignal(item) for item in (signal.SIGINT, signal.SIGTERM)] == handlers
-    assert_same(train(MODEL, data, output=tmp_path / "out", resume=True, **RUN), uninterrupted)
+    assert_same_run(train(MODEL, data, output=tmp_path / "out", resume=True, **RUN), uninterrupted)
 
 
 def test_the_state_is_not_saved_if_the_user_declines(data, tmp_path, registered):
@@ -348,7 +322,7 @@ def test_the_saved_toml_file_reruns_the_run(uninterrupted, tmp_path, monkeypatch
 
     values = read_settings(uninterrupted.path / "training.toml")
     again = run_training(TrainingSettings.of({**values, "output": tmp_path / "again"}))
-    assert_same(again, uninterrupted)
+    assert_same_run(again, uninterrupted)
     monkeypatch.chdir(tmp_path)
     shorter = run_training(TrainingSettings.of({**values, "steps": 1, "save_steps": 0, "eval_steps": 0}))
     assert shorter.path == Path("runs/hf-text-full") and len(shorter.losses) == 1

@@ -22,34 +22,10 @@ from puna.training.api import TrainingResult, train
 from puna.training.events import Observer
 from puna.training.probe import Measurement
 from puna.training.safety import TrainingInterrupted
-from puna.training.tasks.table import TASKS
-from tests.training.tiny import MODEL, OPTIONS, PlainText, write_data
+from tests.training.tiny import MODEL, OPTIONS, PlainText, assert_same_run
 
 STEPS = 6
 RUN = {**OPTIONS, "method": "lora", "rank": 2, "steps": STEPS, "save_steps": 2, "eval_share": 0.2, "eval_steps": 3}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def finished(data, tmp_path_factory) -> TrainingResult:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TASKS, "text", PlainText)
-        return train(MODEL, data, output=tmp_path_factory.mktemp("finished") / "run", **RUN)
-
-
-@pytest.fixture
-def uninterrupted(finished, registered) -> TrainingResult:
-    return finished
-
-
-def assert_same(result: TrainingResult, expected: TrainingResult) -> None:
-    assert result.losses == expected.losses and result.metrics == expected.metrics
-    for name in ("adapter_model.safetensors", f"checkpoints/step-{STEPS:08}/tensors.safetensors"):
-        assert (result.path / name).read_bytes() == (expected.path / name).read_bytes(), name
 
 
 def status(folder: Path) -> str:
@@ -105,7 +81,7 @@ def test_a_run_that_was_killed_before_run_json_is_resumed(uninterrupted, data, t
     assert files(tmp_path / "run") == {".lock", "training.toml"}
     with pytest.raises(StorageError, match=r"has an earlier run; continue the run with .*overwrite=True"):
         train(MODEL, data, output=tmp_path / "run", **RUN)
-    assert_same(train(MODEL, data, output=tmp_path / "run", resume=True, **RUN), uninterrupted)
+    assert_same_run(train(MODEL, data, output=tmp_path / "run", resume=True, **RUN), uninterrupted)
 
 
 def test_a_run_that_was_killed_inside_a_write_of_training_toml_is_no_obstacle(uninterrupted, data, tmp_path):
@@ -127,12 +103,12 @@ def test_ctrl_c_while_the_result_is_saved(uninterrupted, data, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(api, "save_result", interrupted)
         if signals == 1:
-            assert_same(train(MODEL, data, output=tmp_path / "run", **RUN), uninterrupted)
+            assert_same_run(train(MODEL, data, output=tmp_path / "run", **RUN), uninterrupted)
             return
         with pytest.raises(TrainingInterrupted, match=rf"after step {STEPS} is saved in .*`puna train resume"):
             train(MODEL, data, output=tmp_path / "run", **RUN)
     assert status(tmp_path / "run") == "interrupted"
-    assert_same(train(MODEL, data, output=tmp_path / "run", resume=True, **RUN), uninterrupted)
+    assert_same_run(train(MODEL, data, output=tmp_path / "run", resume=True, **RUN), uninterrupted)
 
 
 @contextmanager
@@ -185,13 +161,13 @@ def interrupted_run(data: str, folder: Path, seed: int) -> TrainingResult:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_ctrl_c_at_random_moments_loses_nothing(uninterrupted, data, tmp_path, seed):
-    assert_same(interrupted_run(data, tmp_path / "run", seed), uninterrupted)
+    assert_same_run(interrupted_run(data, tmp_path / "run", seed), uninterrupted)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(2, 42))
 def test_ctrl_c_at_many_random_moments_loses_nothing(uninterrupted, data, tmp_path, seed):
-    assert_same(interrupted_run(data, tmp_path / "run", seed), uninterrupted)
+    assert_same_run(interrupted_run(data, tmp_path / "run", seed), uninterrupted)
 
 
 class LimitedFiles(Observer):
@@ -228,7 +204,7 @@ ignores_a_missing_report = pytest.mark.filterwarnings("ignore:report.html was no
 @pytest.mark.parametrize("size", [1_000, 12_000])
 def test_a_limit_of_file_sizes_loses_nothing(uninterrupted, data, tmp_path, size):
     limited_run(data, tmp_path / "run", size, 3)
-    assert_same(train(MODEL, data, output=tmp_path / "run", resume=True, **RUN), uninterrupted)
+    assert_same_run(train(MODEL, data, output=tmp_path / "run", resume=True, **RUN), uninterrupted)
 
 
 @pytest.mark.soak
@@ -237,7 +213,7 @@ def test_a_limit_of_file_sizes_loses_nothing(uninterrupted, data, tmp_path, size
 @pytest.mark.parametrize("step", [1, 2, 5, STEPS])
 def test_every_limit_of_file_sizes_loses_nothing(uninterrupted, data, tmp_path, size, step):
     limited_run(data, tmp_path / "run", size, step)
-    assert_same(train(MODEL, data, output=tmp_path / "run", resume=True, **RUN), uninterrupted)
+    assert_same_run(train(MODEL, data, output=tmp_path / "run", resume=True, **RUN), uninterrupted)
 
 
 class Leak(Observer):

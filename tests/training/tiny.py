@@ -65,6 +65,15 @@ def write_data(folder: Path, lines: int = 24) -> str:
     return str(path)
 
 
+def assert_same_run(result: Any, expected: Any) -> None:
+    """Compares losses, metrics, weights and the complete last state of two results, bit for bit."""
+    assert result.losses == expected.losses and result.metrics == expected.metrics
+    weights = [path.name for path in expected.path.glob("*.safetensors")]
+    assert weights, "no weights to compare"
+    for name in (*weights, f"checkpoints/step-{len(expected.losses):08}/tensors.safetensors"):
+        assert (result.path / name).read_bytes() == (expected.path / name).read_bytes(), name
+
+
 def register() -> None:
     """Adds the task to the table of the product; for processes that tests start."""
     from puna.training.tasks.table import TASKS

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
-from puna.cli.terminal import from_environment, set_verbosity
+from puna.cli.terminal import from_command_line, from_environment, set_verbosity
 
 COMMANDS = {
     "Run a model": {
@@ -119,6 +119,8 @@ class Command(TyperCommand):
         sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
         from_environment.clear()
         from_environment.update(str(ctx.params[name]) for name in sources if "ENVIRONMENT" in str(sources[name]))
+        from_command_line.clear()
+        from_command_line.update(name for name in sources if "COMMANDLINE" in str(sources[name]))
         set_verbosity(quiet=quiet, verbose=verbose)
         return super().invoke(ctx)
 

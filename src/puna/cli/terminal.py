@@ -28,6 +28,9 @@ INTERRUPTED = 130
 from_environment: set[str] = set()
 """Values of the running command's options that come from environment variables."""
 
+from_command_line: set[str] = set()
+"""Names of the running command's parameters that are in the command line."""
+
 _verbosity = {"quiet": False, "verbose": False}
 
 

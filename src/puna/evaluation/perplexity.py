@@ -10,8 +10,8 @@ from typing import Any
 from puna.errors import DataError, show
 from puna.evaluation.likelihood import Progress, prefix_token, rolling_windows, score_pairs
 from puna.llm import LLM
+from puna.training.data.label_columns import TEXT
 from puna.training.data.readers.open import open_rows
-from puna.training.tasks.labels import TEXT
 
 
 def rolling_likelihood(llm: LLM, text: str, adapter: str | None = None, limit: int | None = None) -> tuple[float, int]:

@@ -10,7 +10,7 @@ import typer
 
 from puna.cli import options
 from puna.cli.models import locate
-from puna.cli.terminal import command, is_watched, print_json, stderr_console, usage_errors
+from puna.cli.terminal import command, from_command_line, is_watched, print_json, stderr_console, usage_errors
 from puna.errors import DataError, RequestError, printable, show
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ _MAX_LABELS = 20
         "puna train preview chats.jsonl": "the first examples, the learned tokens in green, and lengths",
         "puna train preview qa.csv --columns prompt=question --columns completion=answer": "other names of columns",
         "puna train preview owner/name -m model.gguf --max-length 512 -n 10": "a data set of the hub",
+        "puna train preview run.toml": "the data of a file of settings, with its task, model and options",
     },
     {
         "task": "sft or classify",
@@ -55,7 +56,11 @@ _MAX_LABELS = 20
 )
 def preview(
     data: Annotated[
-        list[str], typer.Argument(metavar="DATA...", help="Files, folders, or owner/name of a data set on the hub.")
+        list[str],
+        typer.Argument(
+            metavar="DATA...",
+            help="Files, folders, or owner/name of a data set on the hub; or one file of settings (.toml).",
+        ),
     ],
     model: options.Model = None,
     count: Annotated[int, options.number("-n", "--count", low=0, high=1000, help="Number of examples to show.")] = 3,
@@ -87,11 +92,25 @@ def preview(
 
     with usage_errors("--columns"):
         names = _columns(columns or [])
-    data_options = DataOptions(format, names, split, max_length, truncate, "skip", prompt_loss_weight)
+    values: dict[str, Any] = {
+        "format": format, "columns": names, "split": split, "max_length": max_length, "truncate": truncate,
+        "prompt_loss_weight": prompt_loss_weight,
+    }  # fmt: skip
+    chosen: str = task
+    column, labelling = "", {}
+    if len(data) == 1 and data[0].endswith(".toml"):
+        file, data = _settings(Path(data[0]))
+        values |= {"model": model, "task": task}
+        file |= {name: values[name] for name in values.keys() & from_command_line}
+        model, chosen = file["model"], file["task"]
+        values = {name: file[name] for name in values if name not in ("model", "task")}
+        labelling = {name: file[name] for name in ("labels", "problem")}
+    data_options = DataOptions(**values, bad_rows="skip")
     tokenizer = load_tokenizer(locate(model, "tokenizer"))
-    chosen, column = _task(data, data_options) if task == "auto" else (task, "")
+    if chosen == "auto":
+        chosen, column = _task(data, data_options)
     try:
-        result, labels = _read(data, tokenizer, data_options, count, chosen)
+        result, labels = _read(data, tokenizer, data_options, count, chosen, labelling)
     except DataError as exc:
         if not column:
             raise
@@ -105,6 +124,22 @@ def preview(
         _print_labels(labels, column)
     if not result.report.examples:
         raise typer.Exit(1)
+
+
+def _settings(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Returns the settings in a file, with the defaults of its task, and its data."""
+    from puna.training.settings import TrainingSettings, read_settings, task_defaults
+
+    with usage_errors("DATA"):
+        file = read_settings(path)
+        task = file.get("task", "sft")
+        settings = TrainingSettings.of({**task_defaults(task, file), **file})
+    if task not in ("sft", "classify"):
+        raise RequestError(f"{path} is for the task {task}; the preview shows the data of sft and classify")
+    if settings.data is None:
+        raise RequestError(f"{path} names no data; set data in the file, or give the files of the data instead")
+    data = [settings.data] if isinstance(settings.data, str) else list(settings.data)
+    return {**settings.values(), "model": settings.model or None}, data
 
 
 def _columns(items: list[str]) -> dict[str, str]:
@@ -124,7 +159,12 @@ def _task(data: list[str], options: DataOptions) -> tuple[str, str]:
 
 
 def _read(
-    data: list[str], tokenizer: PreTrainedTokenizerBase, options: DataOptions, count: int, task: str
+    data: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    options: DataOptions,
+    count: int,
+    task: str,
+    labelling: dict[str, Any],
 ) -> tuple[Preview, dict[str, int]]:
     """Returns the preview, and the number of texts of each label."""
     from rich.progress import Progress
@@ -140,7 +180,7 @@ def _read(
             bar.update(line, completed=done, total=total)
 
         if task == "classify":
-            return preview_labelled(source, tokenizer, options, count, progress)
+            return preview_labelled(source, tokenizer, options, count, progress, labelling)
         return preview(source, tokenizer, options, count, progress), {}
 
 

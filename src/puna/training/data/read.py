@@ -10,6 +10,7 @@ from puna.errors import DataError, show
 from puna.tokenizer import PreTrainedTokenizerBase
 from puna.training.batch import Example
 from puna.training.data.dataset import Dataset, DatasetWriter
+from puna.training.data.label_columns import certain_label
 from puna.training.data.layouts.conversation import Conversation
 from puna.training.data.layouts.document import Document
 from puna.training.data.layouts.render import render
@@ -23,9 +24,6 @@ _BATCH = 128
 
 _MAX_ERRORS = 10
 """Bad rows that an error shows."""
-
-_LABELS = frozenset({"label", "labels", "class", "category"})
-"""Names of columns for which the task classify may be meant."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of rows that were read, and of all rows."""
@@ -92,8 +90,7 @@ class Report:
         """Returns a sentence about each thing that the user should know."""
         notes = []
         if self.unused:
-            is_labelled = any(name.strip().casefold() in _LABELS for name in self.unused)
-            hint = "; `puna train classify` (task classify) learns labels" if is_labelled else ""
+            hint = "; `puna train classify` (task classify) learns labels" if certain_label(list(self.unused)) else ""
             notes.append(f"columns that are not used: {', '.join(map(show, self.unused[:20]))}{hint}")
         if self.truncated:
             notes.append(f"{_rows(self.truncated)} truncated: {self.removed} tokens are not used; raise max_length")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from puna.errors import DataError
 from puna.tokenizer import PreTrainedTokenizerBase
 from puna.training.batch import Label
+from puna.training.data.label_columns import certain_label
 from puna.training.data.preview import Preview, Sample
 from puna.training.data.read import DataOptions, Progress, Report
 from puna.training.data.readers.open import open_rows
@@ -18,7 +20,6 @@ from puna.training.settings import TrainingSettings
 from puna.training.tasks.labelled import read_labelled
 from puna.training.tasks.labels import Labels
 
-_LABEL_COLUMNS = frozenset({"label", "labels", "class", "category", "sentiment", "intent"})
 _SFT_COLUMNS = frozenset({"messages", "conversations", "prompt", "completion", "instruction"})
 _LONGEST = 1 << 24
 """Tokens; the lengths of a preview are those before truncation."""
@@ -31,26 +32,34 @@ def detect_task(data: Any, options: DataOptions) -> tuple[str, str]:
     rows = open_rows(data, options.split)
     for index in range(len(rows)):
         try:
-            names = {name.strip().casefold(): name for name in rows.read(index).values}
+            names = list(rows.read(index).values)
         except DataError:
             continue
-        column = next((name for key, name in names.items() if key in _LABEL_COLUMNS), "")
-        column = (options.columns or {}).get("label", column)
-        return ("sft", "") if not column or names.keys() & _SFT_COLUMNS else ("classify", column)
+        column = (options.columns or {}).get("label", certain_label(names))
+        is_sft = not column or any(name.strip().casefold() in _SFT_COLUMNS for name in names)
+        return ("sft", "") if is_sft else ("classify", column)
     return "sft", ""
 
 
 def preview_labelled(
-    data: Any, tokenizer: PreTrainedTokenizerBase, options: DataOptions, count: int, progress: Progress | None = None
+    data: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    options: DataOptions,
+    count: int,
+    progress: Progress | None = None,
+    labelling: Mapping[str, Any] | None = None,
 ) -> tuple[Preview, dict[str, int]]:
     """Returns the first `count` texts, with their labels as the last piece, and the number of texts of each label.
+
+    Args:
+        labelling: the settings `labels` and `problem`.
 
     Raises:
         DataError: the columns cannot be told, or no row can be used.
     """
     settings = TrainingSettings.of(
         {"task": "classify", "columns": options.columns, "split": options.split, "bad_rows": "skip",
-         "max_length": _LONGEST}
+         "max_length": _LONGEST, **(labelling or {})}
     )  # fmt: skip
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

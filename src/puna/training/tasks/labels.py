@@ -16,15 +16,10 @@ from typing import Any
 
 from puna.errors import ConfigError, DataError, show, suggestion
 from puna.training.batch import Label, Source
+from puna.training.data.label_columns import LABEL, TEXT
 from puna.training.data.readers.rows import Row
 from puna.training.metrics import Problem
 from puna.training.settings import TrainingSettings
-
-TEXT = ("text", "sentence", "content", "review", "message", "body", "document", "tweet", "comment", "question", "input")
-"""Names of the column with the text, the most usual first."""
-
-LABEL = ("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "tags", "rating", "score")
-"""Names of the column with the label, the most usual first."""
 
 PROBLEMS: dict[str, Problem] = {
     "single": "single_label_classification", "multi": "multi_label_classification", "regression": "regression",
