@@ -25,6 +25,7 @@ SECONDS = os.environ.get("PUNA_FUZZ_SECONDS", "120")
 
 EXCLUDED = (
     "positive_data_acceptance",  # a request may fit the schema and not the model: ids outside of the vocabulary
+    "unsupported_method",  # a POST that is not JSON is refused before the path is considered
     "missing_required_header", "ignored_auth", "object_level_authorization",  # the server has no key
 )  # fmt: skip
 
@@ -57,12 +58,13 @@ def test_every_response_matches_openapi(tmp_path: Path) -> None:
 
     model = AsyncLLM(tool_checkpoint(tmp_path), "native")
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
-    with live_server(model, limits=Limits(tokens=8, n=2, prompts=4)) as address:
+    with live_server(model, limits=Limits(tokens=8, n=2, prompts=4), body_seconds=600) as address:
         (tmp_path / "openapi.json").write_text(json.dumps(schema_of(address)))
+        # One worker: in threads, Hypothesis parses lambdas, and CPython 3.11 counts the depth of all threads together.
         command = (
-            *("run", "openapi.json", "--url", address, "--max-time", SECONDS, "--workers", "2", "--no-color"),
+            *("run", "openapi.json", "--url", address, "--max-time", SECONDS, "--no-color"),
             *("--exclude-checks", ",".join(EXCLUDED), "--suppress-health-check", "all", "--continue-on-failure"),
-            *("--request-timeout", "30", "--max-response-time", "20"),
+            *("--request-timeout", "120", "--max-response-time", "100"),  # other processes may stop the machine
         )
         result = subprocess.run(
             [sys.executable, "-c", PROGRAM, *command], cwd=tmp_path, capture_output=True, text=True, check=False
