@@ -67,7 +67,7 @@ int32_t each_row(int32_t threads, int64_t rows, const Body& body) {
     });
 }
 
-const puna::TrainKernels& kernels = puna::kTrainBf16;
+puna::TrainKernels kernels = puna::kTrainAvx2;
 
 struct Memory {
     explicit Memory(int64_t bytes) : data(static_cast<uint8_t*>(::operator new(static_cast<size_t>(bytes), kAlign))) {}
@@ -81,6 +81,7 @@ struct Memory {
 // Runs body(job, head, scratch) for `heads` heads of each document.
 template <typename Body>
 int32_t each_head(const puna_attention& a, int64_t heads, const Body& body) {
+    if (!kernels.attend) return PUNA_FAILED;
     try {
         std::vector<puna::TrainAttention> jobs;
         int64_t token = 0, longest = 0;
@@ -113,6 +114,7 @@ extern "C" {
 #if defined(__x86_64__) && !defined(PUNA_ONLY_PORTABLE)
 
 void puna_train_openmp(puna_openmp parallel) { openmp = parallel; }
+void puna_train_bf16(int32_t on) { kernels = on ? puna::kTrainBf16 : puna::kTrainAvx2; }
 
 int32_t puna_train_attention(const puna_attention* a) {
     return each_head(*a, a->heads, [](const auto& job, int64_t head, uint8_t* scratch) noexcept {
@@ -217,6 +219,7 @@ int32_t puna_train_squares(int32_t threads, const float* const* tensors, const i
 #else
 
 void puna_train_openmp(puna_openmp) {}
+void puna_train_bf16(int32_t) {}
 int32_t puna_train_decode(int32_t, int32_t, const uint8_t*, int64_t, int64_t, uint16_t*) { return PUNA_FAILED; }
 int32_t puna_train_squares(int32_t, const float* const*, const int64_t*, int32_t, double*) { return PUNA_FAILED; }
 int32_t puna_train_attention(const puna_attention*) { return PUNA_FAILED; }

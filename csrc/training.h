@@ -1,4 +1,4 @@
-// Kernels of training for processors with AVX-512 BF16. Matrices are row-major bf16; sums are float32.
+// Kernels of training for x86. Matrices are row-major bf16; sums are float32.
 #ifndef PUNA_TRAINING_H
 #define PUNA_TRAINING_H
 
@@ -25,6 +25,7 @@ struct BlockDecoder {
 };
 
 struct TrainKernels {
+    // The first three are null where attention has no kernel.
     // Bytes of scratch memory, aligned to 64, that `attend` and `attend_backward` need for one head.
     int64_t (*scratch)(int64_t tokens, int64_t width);
     // Writes the attention of one query head.
@@ -54,7 +55,7 @@ struct TrainKernels {
 };
 
 #if defined(__x86_64__) && !defined(PUNA_ONLY_PORTABLE)
-extern const TrainKernels kTrainBf16;
+extern const TrainKernels kTrainBf16, kTrainAvx2;
 #endif
 
 }  // namespace puna

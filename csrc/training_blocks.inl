@@ -1,9 +1,7 @@
 // Decoders of block formats to bf16, for packed matrices of models in training. Each value is computed in float32 by
-// the operations of `puna.formats.decoders` in their order, and rounded once.
+// the operations of `puna.formats.decoders` in their order, and rounded once. Uses vec.h, and from_bytes of the including
+// file, which converts sixteen bytes.
 
-PUNA_INLINE f32x16 from_bytes(__m128i bytes) {
-    return f32x16{{(f32_reg)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))}};
-}
 PUNA_INLINE __m128i load_bytes(const uint8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
 PUNA_INLINE __m128i low_nibbles(__m128i bytes) { return _mm_and_si128(bytes, _mm_set1_epi8(15)); }
 PUNA_INLINE __m128i high_nibbles(__m128i bytes) { return low_nibbles(_mm_srli_epi16(bytes, 4)); }
@@ -30,8 +28,7 @@ static void decode_q4_1(const uint8_t* block, uint16_t* out) {
 static void decode_q8_0(const uint8_t* block, uint16_t* out) {
     const f32x16 scale = half_at(block);
     for (int i = 0; i < 32; i += 16) {
-        const __m512i q = _mm512_cvtepi8_epi32(load_bytes(block + 2 + i));
-        store_bf16(out + i, f32x16{{(f32_reg)_mm512_cvtepi32_ps(q)}} * scale);
+        store_bf16(out + i, to_f32(widen_i8(block + 2 + i)) * scale);
     }
 }
 
@@ -57,9 +54,9 @@ static void decode_q4_or_q5_k(const uint8_t* block, const uint8_t* high, const u
             const __m128i bytes = load_bytes(low + b / 2 * 32 + i);
             __m128i q = b % 2 ? high_nibbles(bytes) : low_nibbles(bytes);
             if (high) {
-                const __mmask16 set =
-                    _mm_test_epi8_mask(load_bytes(high + i), _mm_set1_epi8(static_cast<char>(1 << b)));
-                q = _mm_or_si128(q, _mm_maskz_set1_epi8(set, 16));
+                const __m128i bit = _mm_set1_epi8(static_cast<char>(1 << b));
+                const __m128i set = _mm_cmpeq_epi8(_mm_and_si128(load_bytes(high + i), bit), bit);
+                q = _mm_or_si128(q, _mm_and_si128(set, _mm_set1_epi8(16)));
             }
             store_bf16(out + 32 * b + i, times * from_bytes(q) - minus);
         }

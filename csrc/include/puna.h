@@ -297,6 +297,8 @@ PUNA_API int32_t puna_measure(const char* kernels, int32_t threads, puna_machine
  * Threads of OpenMP keep a processor busy for a millisecond after each of its loops. */
 typedef void (*puna_openmp)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 PUNA_API void puna_train_openmp(puna_openmp parallel);
+/* Chooses the kernels for AVX-512 BF16, or those for AVX2, which have no attention: the initial choice. */
+PUNA_API void puna_train_bf16(int32_t on);
 
 /* Causal attention within documents that follow each other. A row of `qkv` has the rotated queries of all heads, the
  * rotated keys and the values, each `width` wide (a multiple of 16, at most 256). */

@@ -1,4 +1,4 @@
-"""Kernels of training for processors with AVX-512 BF16: attention, norms, activations and cross-entropy in bfloat16.
+"""Kernels of training in bfloat16: norms, activations, cross-entropy and decoders for AVX2; attention for AVX-512 BF16.
 
 Arguments are contiguous CPU tensors of PyTorch, of which only the addresses are read, without importing PyTorch.
 """
@@ -57,6 +57,8 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "puna_train_squares": (_INT, _POINTER, _POINTER, _INT, _POINTER),
 }
 
+_X86_KERNELS = frozenset({"avx2", "avx_vnni", "avx512", BF16_KERNELS})
+
 DECODED = frozenset({"q4_0", "q4_1", "q8_0", "q4_K", "q5_K", "q6_K"})
 """The block formats that puna_train_decode decodes."""
 
@@ -70,11 +72,16 @@ def limit_compiled_products() -> None:
 
 
 def is_available() -> bool:
-    """Returns whether this processor and the chosen kernels have these functions."""
+    """Returns whether this processor and the chosen kernels have these functions, perhaps without attention."""
     try:
-        return chosen_kernels() == BF16_KERNELS and hasattr(load_library(), "puna_train_decode")
+        return chosen_kernels() in _X86_KERNELS and hasattr(load_library(), "puna_train_bf16")
     except BackendError:
         return False
+
+
+def has_attention() -> bool:
+    """Returns whether attention is available as well."""
+    return is_available() and chosen_kernels() == BF16_KERNELS
 
 
 @functools.cache
@@ -84,6 +91,8 @@ def _library() -> ctypes.CDLL:
     for name, arguments in _FUNCTIONS.items():
         getattr(library, name).argtypes, getattr(library, name).restype = arguments, _INT
     library.puna_train_openmp.argtypes, library.puna_train_openmp.restype = (_POINTER,), None
+    library.puna_train_bf16.argtypes, library.puna_train_bf16.restype = (_INT,), None
+    library.puna_train_bf16(int(has_attention()))
     maps = Path("/proc/self/maps")
     lines = maps.read_text().splitlines() if maps.exists() else []
     paths = {line.split(maxsplit=5)[-1] for line in lines if "libgomp" in line}

@@ -12,7 +12,7 @@ from puna.model.quantized import PackedMatrix
 from puna.native import training as native
 from puna.training.forward.fused.matrices import dequantize
 
-pytestmark = pytest.mark.skipif(not native.is_available(), reason="the processor has no AVX-512 BF16")
+pytestmark = pytest.mark.skipif(not native.is_available(), reason="the processor has no AVX2")
 SCALES = {"q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q8_0": (0,), "q4_K": (0, 2), "q5_K": (0, 2), "q6_K": (208,)}
 
 

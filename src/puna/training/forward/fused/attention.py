@@ -96,7 +96,7 @@ class Attention(Protocol):
 
 def attention_for(dtype: torch.dtype, lengths: tuple[int, ...], heads: int, kv_heads: int, width: int) -> Attention:
     """Returns the fastest implementation for a type on this processor."""
-    if dtype == torch.bfloat16 and width % 16 == 0 and native.is_available():
+    if dtype == torch.bfloat16 and width % 16 == 0 and native.has_attention():
         return NativeAttention(heads, kv_heads, width, lengths)
     if product_dtype(dtype) == torch.float32 and len(set(lengths)) == 1:
         return UniformAttention(heads, kv_heads, width, (len(lengths), lengths[0]))

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from puna.model.llama import LlamaDecoderLayer, LlamaRMSNorm
 from puna.model.quantized import QuantLinear
 from puna.model.rope import angles
+from puna.native import training as native
 from puna.training.batch import Batch
 from puna.training.forward.fused.attention import Attention, attention_for
 from puna.training.forward.fused.frozen import ActivationCache, lowest_trained
 from puna.training.forward.fused.head import cross_entropy
 from puna.training.forward.fused.layer import FusedLayer, Pass
 from puna.training.forward.fused.matrices import dequantize
-from puna.training.forward.fused.operations import NativeOperations, Operations, normed_rows, operations_for
+from puna.training.forward.fused.operations import Operations, normed_rows, operations_for
 from puna.training.forward.fused.projection import master_of
 from puna.training.forward.rows import Supervised, decoder_of, positions, prepend, remove, with_noise, without_last
 from puna.training.methods.base import Trainable
@@ -112,9 +113,7 @@ class FusedForward:
         documents = np.split(batch.ids, np.cumsum(batch.lengths)[:-1])
         parts = [cache.read(ids) for ids in documents]
         missing = [index for index, part in enumerate(parts) if part is None]
-        together = isinstance(
-            self._operations, NativeOperations
-        )  # the attention of other kernels depends on neighbours
+        together = self._dtype == torch.bfloat16 and native.has_attention()  # other attention depends on neighbours
         for group in [missing] if together and missing else [[index] for index in missing]:
             ids = [documents[index] for index in group]
             ids += [np.zeros(-len(ids[0]) % _UNIT, np.int64)] if not together else []  # see _UNIT

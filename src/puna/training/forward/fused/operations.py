@@ -123,6 +123,8 @@ class NativeOperations:
         native.call("rotate", torch.get_num_threads(), x, stride, rows, heads, cos.shape[1], cos, sin, float(sign))
 
     def cross_entropy(self, logits: Tensor, targets: Tensor, factors: Tensor, train: bool) -> Tensor:  # noqa: D102
+        if logits.dtype != torch.bfloat16:  # of a product in float32
+            return TorchOperations().cross_entropy(logits, targets, factors, train)
         losses = torch.empty(len(logits), dtype=torch.float64)
         threads, targets, factors = torch.get_num_threads(), targets.contiguous(), factors.contiguous()
         native.call("cross_entropy", threads, logits, *logits.shape, targets, factors, int(train), losses)
