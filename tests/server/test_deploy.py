@@ -84,3 +84,4 @@ def test_haproxy_accepts_its_file():
     command = [program, "-c", "-f", str(DEPLOY / "haproxy.cfg")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+    assert "log format ignored" not in result.stderr  # the access log has a destination

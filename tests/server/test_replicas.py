@@ -182,7 +182,9 @@ def haproxy(replicas: list[Replica], folder: Path, **changes: str) -> Iterator[s
         text = text.replace(old, new)
     path = folder / "haproxy.cfg"
     path.write_text(text)
-    process = subprocess.Popen([program, "-db", "-q", "-f", str(path)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [program, "-db", "-q", "-f", str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         wait_for(f"http://127.0.0.1:{port}", process)
         yield f"http://127.0.0.1:{port}"
