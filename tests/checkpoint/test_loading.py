@@ -12,7 +12,7 @@ import pytest
 from gguf import quants
 
 from puna.checkpoint import Checkpoint, locate, locate_model, open_checkpoint
-from puna.errors import CheckpointError, ConfigError, ModelNotFoundError
+from puna.errors import CheckpointError, ConfigError, ModelNotFoundError, PunaError
 from tests.helpers.tiny_checkpoints import (
     llama_cpp_permute,
     tiny_config,
@@ -268,10 +268,17 @@ def test_quantised_vectors_are_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "x.gguf")
 
 
-def test_a_huge_number_of_layers_is_refused_quickly(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [
+        (2**16, r"missing tensors: 'model\.layers\.2\..*\.\.\."),
+        (2**32 - 2, "num_hidden_layers is 4294967294; it must be a whole number, from 0 to 65536"),
+    ],
+)
+def test_a_huge_number_of_layers_is_refused_quickly(tmp_path: Path, layers: int, text: str) -> None:
     config = tiny_config()
-    write_gguf(tmp_path / "x.gguf", config, tiny_tensors(config), keys={"llama.block_count": 2**32 - 2})
-    with pytest.raises(CheckpointError, match=r"missing tensors: 'model\.layers\.2\..*\.\.\."):
+    write_gguf(tmp_path / "x.gguf", config, tiny_tensors(config), keys={"llama.block_count": layers})
+    with pytest.raises(PunaError, match=text):
         open_checkpoint(tmp_path / "x.gguf")
 
 

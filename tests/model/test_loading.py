@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file
 
 from puna.config import GenerationConfig, LlamaConfig
-from puna.errors import CheckpointError, ConfigError, ModelNotFoundError, PunaError
+from puna.errors import BackendError, CheckpointError, ConfigError, ModelNotFoundError, PunaError
 from puna.model import LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 from tests.helpers.configurations import CONFIGURATIONS, config_of
 from tests.helpers.reference_models import distance, pair
@@ -209,7 +209,7 @@ def test_a_tied_head_is_not_saved_and_a_head_with_its_own_weights_is_an_error(tm
 
 
 CHANGES: list[tuple[dict[str, Any], str]] = [
-    ({"num_hidden_layers": 3}, r"Missing: \['model.layers.2"),
+    ({"num_hidden_layers": 3}, r"num_hidden_layers is 3, but the checkpoint has only 2 layers"),
     ({"intermediate_size": 96}, r"mlp.down_proj.weight is \(48, 80\) instead of \(48, 96\)"),
     ({"attention_bias": True}, r"Missing: .*bias"),
     ({"tie_word_embeddings": True}, r"superfluous: \['lm_head.weight'\]"),
@@ -223,6 +223,31 @@ def test_a_configuration_that_contradicts_the_tensors_is_an_error(
     fields = LlamaConfig.from_pretrained(folder).to_dict()
     with pytest.raises(CheckpointError, match=text):
         LlamaForCausalLM.from_pretrained(folder, config=LlamaConfig.from_dict(fields, **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; .* from 0 to 65536"),
+        ({"num_hidden_layers": 2**16}, "num_hidden_layers is 65536, but the checkpoint has only 2 layers"),
+        ({"head_dim": 10**9}, "head_dim is 1000000000; .* from 0 to 1048576"),
+        ({"hidden_size": 2**40}, "hidden_size is 1099511627776; .* from 0 to 1048576"),
+        ({"num_attention_heads": 2**62}, "num_attention_heads is .* from 0 to 65536"),
+        ({"vocab_size": 2**40}, "vocab_size is .* from 0 to 2147483647"),
+    ],
+)
+def test_absurd_sizes_end_in_an_error_at_once(folder: Path, change: dict[str, Any], text: str) -> None:
+    with pytest.raises(PunaError, match=text):
+        LlamaForCausalLM.from_pretrained(folder, ignore_mismatched_sizes=True, **change)
+
+
+def test_exhausted_memory_is_an_error_of_the_backend(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(loading: Any) -> Any:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+
+    monkeypatch.setattr("puna.model.huggingface.loading.load", fail)
+    with pytest.raises(BackendError, match=r"memory is exhausted \(.* 99 bytes\); free memory"):
+        LlamaForCausalLM.from_pretrained(folder)
 
 
 def test_fewer_layers_than_the_checkpoint_has_are_loaded_with_a_warning(folder: Path) -> None:

@@ -19,10 +19,11 @@ _DTYPE_ALIASES = {"float": "float32", "half": "float16", "double": "float64"}
 """PyTorch's other names of its types."""
 
 
-def check_whole(name: str, value: Any, low: int = 1) -> None:
-    """Raises ConfigError unless `value` is an int from `low` to 2^63 - 1 (bools are rejected)."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= _INT64_MAX:
-        limit = f"from {low} to 2^63 - 1" if isinstance(value, int) and value > _INT64_MAX else f"{low} or more"
+def check_whole(name: str, value: Any, low: int = 1, high: int = _INT64_MAX) -> None:
+    """Raises ConfigError unless `value` is an int from `low` to `high` (bools are rejected)."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        highest = "2^63 - 1" if high == _INT64_MAX else str(high)
+        limit = f"from {low} to {highest}" if isinstance(value, int) and value > high else f"{low} or more"
         raise ConfigError(f"{name} is {show(value)}; it must be a whole number, {limit}")
 
 

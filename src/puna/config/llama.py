@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 _PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
+_HIGHEST = {
+    "vocab_size": 2**31 - 1, "hidden_size": 2**20, "intermediate_size": 2**31 - 1, "num_hidden_layers": 2**16,
+    "num_attention_heads": 2**16, "num_key_value_heads": 2**16, "head_dim": 2**20,
+}  # fmt: skip
+"""Limits of sizes, far above those of real models: with a wrong size, code could need hours or all memory."""
+
 
 class LlamaConfig(PretrainedConfig):
     """Configuration of a LLaMA model.
@@ -240,9 +246,8 @@ class LlamaConfig(PretrainedConfig):
         Raises:
             ConfigError: if a field is out of range; the message names the first one.
         """
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                     "num_key_value_heads", "head_dim"):  # fmt: skip
-            check_whole(name, getattr(self, name), lowest)
+        for name, highest in _HIGHEST.items():
+            check_whole(name, getattr(self, name), lowest, highest)
         for name in ("max_position_embeddings", "pretraining_tp"):
             check_whole(name, getattr(self, name))
         for name in ("use_cache", "tie_word_embeddings", "attention_bias", "mlp_bias"):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from puna.errors import BackendError
 from puna.model.attention import AttentionMask
 from puna.model.causal_lm import LlamaForCausalLM
 from puna.model.huggingface.placement import Placement, open_device
-from puna.model.loading import checkpoint_loading, choose_dtype, load
+from puna.model.loading import checkpoint_loading, choose_dtype, load, memory_errors
 from puna.model.paged.adapters import Adapters, segments_of
 from puna.model.paged.cache import PagedCache
 from puna.model.paged.decode import ROWS, DecodeGraphs, highest_tokens
@@ -95,7 +94,7 @@ class TorchBackend:
         chosen = choose_dtype(default if dtype is None else dtype, checkpoint.tensors)
         if threads is not None:
             torch.set_num_threads(threads)
-        with _memory_errors():
+        with memory_errors():
             loading = checkpoint_loading(
                 LlamaForCausalLM, checkpoint, checkpoint.config, chosen, Placement({"": target}),
                 keep_quantized=keep_quantized,
@@ -116,7 +115,7 @@ class TorchBackend:
         """
         self._check_open()
         check_batch(batch, self.config, self.pages, self._adapters.loaded)
-        with _memory_errors():
+        with memory_errors():
             if self._graphs is not None and 0 < len(batch) <= ROWS[-1] and all(map(_decodes, batch)):
                 return self._graphs.run(batch)
             return split_outputs(batch, self._run(batch) if batch else [], self.config)
@@ -138,7 +137,7 @@ class TorchBackend:
             BackendError: if the model has no such tensor, or it has another shape.
         """
         self._check_open()
-        with _memory_errors():
+        with memory_errors():
             return self._adapters.load(products, replaced or {})
 
     def drop_adapter(self, number: int) -> None:
@@ -229,17 +228,3 @@ def _can_capture(model: LlamaForCausalLM) -> bool:
         and not model.model.rotary_emb.by_length
         and importlib.util.find_spec("triton") is not None
     )
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Turns PyTorch's errors for exhausted memory into a BackendError. On the CPU, they are plain RuntimeErrors."""
-    try:
-        yield
-    except RuntimeError as exc:
-        if not isinstance(exc, torch.OutOfMemoryError) and "allocate memory" not in str(exc):
-            raise
-        raise BackendError(
-            f"memory is exhausted ({str(exc).splitlines()[0]}); free memory, raise the limit of this process (ulimit "
-            "-v), or use a smaller model, a shorter text or a smaller dtype"
-        ) from exc

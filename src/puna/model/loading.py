@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from puna.checkpoint import Checkpoint, Weight
 from puna.config import LlamaConfig
-from puna.errors import CheckpointError, ConfigError, ShapeError
+from puna.errors import BackendError, CheckpointError, ConfigError, ShapeError
 from puna.model.base import LlamaBase
 from puna.model.huggingface.placement import Placement, check_names, infer_placement
 from puna.model.quantized import PackedMatrix, QuantEmbedding, QuantLinear
@@ -99,6 +100,20 @@ class Comparison:
         }
 
 
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns PyTorch's errors for exhausted memory into a BackendError. On the CPU, they are plain RuntimeErrors."""
+    try:
+        yield
+    except RuntimeError as exc:
+        if not isinstance(exc, torch.OutOfMemoryError) and "allocate memory" not in str(exc):
+            raise
+        raise BackendError(
+            f"memory is exhausted ({str(exc).splitlines()[0]}); free memory, raise the limit of this process (ulimit "
+            "-v), or use a smaller model, a shorter text or a smaller dtype"
+        ) from exc
+
+
 def load(loading: Loading[Model]) -> tuple[Model, Comparison]:
     """Returns a model with the weights of a checkpoint, in evaluation mode, and its differences from the checkpoint.
 
@@ -111,6 +126,7 @@ def load(loading: Loading[Model]) -> tuple[Model, Comparison]:
         CheckpointError: if any other tensor is missing or superfluous. This happens only if the configuration is not
             that of the checkpoint.
     """
+    _check_layers(loading)
     model = _construct(loading)
     tensors = model.state_dict()
     names = {_full_name(model, name): name for name in tensors}
@@ -189,6 +205,16 @@ def compare(shapes: Mapping[str, torch.Size], loading: Loading[Any]) -> Comparis
     for name, old, new in mismatched:
         _warn(f"{loading.source}: the shapes did not match: {name} is {tuple(old)}; {name}, {tuple(new)}, {remedy}")
     return Comparison(missing, extra, mismatched)
+
+
+def _check_layers(loading: Loading[Any]) -> None:
+    """Raises CheckpointError if the configuration has layers that the checkpoint lacks: there may be a billion."""
+    count, stored = loading.config.num_hidden_layers, 1 + max(map(_layer, loading.tensors), default=-1)
+    if count > stored:
+        raise CheckpointError(
+            f"{loading.source} does not match the given configuration: num_hidden_layers is {count}, but the "
+            f"checkpoint has only {stored} layers. Use the checkpoint's own configuration, or at most {stored} layers"
+        )
 
 
 def _layer(name: str) -> int:

@@ -69,6 +69,13 @@ def test_an_automatic_map_respects_the_memory_of_each_device(saved: Any, tmp_pat
     assert torch.equal(model(IDS).logits, saved[1])
 
 
+@pytest.mark.parametrize("strategy", ["auto", "sequential"])
+@pytest.mark.parametrize("memory", [5, {"cpu": "many"}, {"cpu": -1}, {"cpu": [1]}, {"gpu": 5}])
+def test_max_memory_maps_devices_to_sizes(saved: Any, memory: Any, strategy: str) -> None:
+    with pytest.raises(RequestError, match=r"max_memory is .*; it must map devices .* '10GiB'"):
+        LlamaForCausalLM.from_pretrained(saved[0], device_map=strategy, max_memory=memory)
+
+
 def test_a_disk_needs_a_folder_and_several_devices_need_accelerate(
     saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

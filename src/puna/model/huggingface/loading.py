@@ -22,7 +22,7 @@ from puna.hub import HubArguments, choose_token, local_path, parse
 from puna.model.base import LlamaBase
 from puna.model.huggingface.arguments import remaining_arguments
 from puna.model.huggingface.placement import DeviceLike, DeviceMap, choose_placement
-from puna.model.loading import Loading, choose_dtype, load
+from puna.model.loading import Loading, choose_dtype, load, memory_errors
 
 Self = TypeVar("Self", bound="FromPretrained")
 
@@ -111,7 +111,7 @@ class FromPretrained(LlamaBase):
             CheckpointError: if the files are damaged, or do not match the configuration; a ShapeError if only shapes
                 differ.
             ConfigError: if the model is not a LLaMA, or an argument is out of range.
-            BackendError: if PyTorch has no such device here.
+            BackendError: if PyTorch has no such device here, or the memory is exhausted.
             RequestError: if arguments contradict each other or are not supported; or a matrix is in a format that
                 cannot be kept.
             TypeError: if an argument is unknown.
@@ -155,7 +155,8 @@ class FromPretrained(LlamaBase):
             model_args,
             rest,
         )
-        model, comparison = load(loading)
+        with memory_errors():
+            model, comparison = load(loading)
         model.name_or_path = "" if path is None else str(path)
         if model.can_generate() and checkpoint is not None and checkpoint.generation_config is not None:
             stored = checkpoint.generation_config

@@ -169,21 +169,38 @@ def infer_placement(model: nn.Module, dtype: torch.dtype, arguments: Mapping[str
         model: a model on the meta device, which has no weights yet.
         dtype: the type that the weights will have.
         arguments: as `choose_placement` returned them.
+
+    Raises:
+        RequestError: if `max_memory` does not map devices to sizes.
     """
     require_accelerate()
     from accelerate import infer_auto_device_map
-    from accelerate.utils import get_balanced_memory, get_max_memory
+    from accelerate.utils import get_balanced_memory
 
     model.tie_weights()  # type: ignore[operator]
-    limits = arguments["max_memory"]
+    limits = _read_limits(arguments["max_memory"])
     options: dict[str, Any] = {"dtype": dtype, "no_split_module_classes": model._no_split_modules}
-    if arguments["strategy"] == "sequential":
-        limits = get_max_memory(limits)
-    else:
+    if arguments["strategy"] != "sequential":
         low = arguments["strategy"] == "balanced_low_0"
         limits = get_balanced_memory(model, max_memory=limits, low_zero=low, **options)
     inferred = infer_auto_device_map(model, max_memory=limits, **options)
     return _read_map(inferred, arguments["folder"], arguments["offload_buffers"])
+
+
+def _read_limits(max_memory: Any) -> dict[int | str, int]:
+    """Returns the memory to use on each device, in bytes: by default all that is free."""
+    from accelerate.utils import get_max_memory
+
+    try:
+        limits: dict[int | str, int] = get_max_memory(max_memory)
+        if any(size < 0 for size in limits.values()):
+            raise ValueError("a size is negative")
+    except (TypeError, ValueError, AttributeError) as exc:
+        raise RequestError(
+            f"max_memory is {show(max_memory)}, which accelerate cannot use ({exc}); it must map devices (numbers of "
+            "GPUs, 'cpu', 'disk') to bytes or sizes such as '10GiB'"
+        ) from exc
+    return limits
 
 
 def check_names(model: nn.Module, placement: Placement) -> None:
