@@ -25,6 +25,7 @@ from puna.errors import ConfigError, show_bytes
 from puna.native.memory import peak_memory, resident_memory
 from puna.training.batch import Example
 from puna.training.forward.fused.frozen import lowest_trained, read_cache_size
+from puna.training.forward.fused.products import product_dtype
 from puna.training.forward.fused.support import unsupported
 from puna.training.limits import read_limits
 from puna.training.methods.base import Trainable
@@ -50,8 +51,7 @@ _SPREAD = 3.0
 """Standard deviations by which the largest step of a run exceeds the mean number of tokens."""
 
 _VARYING_BYTES = 256 << 20
-"""Memory, at most, that steps of different numbers of tokens keep in addition: gaps, and oneDNN's code for each number.
-With short texts it was as much as the activations."""
+"""Memory, at most, that steps of different numbers of tokens keep in addition; short texts: as much as activations."""
 
 _GRADIENT_BYTES = 4
 _STATE_BYTES = 16
@@ -112,6 +112,11 @@ class Work:
     def trained_share(self) -> float:
         """Share of the layers through which gradients flow."""
         return 1 - self.frozen_layers / self.config.num_hidden_layers
+
+    @property
+    def head_bytes(self) -> int:
+        """Memory of logits, which a classifier does not have."""
+        return _HEAD_BYTES if self.supervised else 0
 
     @property
     def cache_bytes(self) -> float:
@@ -208,7 +213,7 @@ def limited(
     work = replace(work, frozen_layers=lowest_trained(trainable))
     if (size := read_cache_size(settings.activation_cache)) is not None:
         work = replace(work, cached_documents=min(plan.count, plan.documents), cache_limit=size)
-    speed = measure_speed(work.config, getattr(torch, settings.dtype))
+    speed = measure_speed(work.config, product_dtype(getattr(torch, settings.dtype)))
     measurement = Measurement(speed)
     is_long = work.seconds(speed, settings.gradient_checkpointing or work.is_served) > _SHORT_RUN
     fits = memory is None or estimate(work, settings, measurement).memory <= memory
@@ -228,7 +233,7 @@ def _measured(work: Work, settings: TrainingSettings, result: Pass) -> Measureme
     count = len(batch.lengths)
     supervised = 0 if batch.labels is not None else int(np.count_nonzero(batch.weights))
     own = replace(work, tokens=batch.tokens / count, supervised=supervised / count, attended=squares / count)
-    memory = work.trained * _GRADIENT_BYTES + _HEAD_BYTES
+    memory = work.trained * _GRADIENT_BYTES + work.head_bytes
     base = result.memory - memory - round(work.activation_bytes(batch.tokens, checkpointing))
     operations = own.training_operations(checkpointing) - (own.frozen_operations() if own.cached_documents else 0)
     return Measurement(operations * count / result.seconds, batch.tokens, base)
@@ -315,7 +320,7 @@ def estimate(work: Work, settings: TrainingSettings, measurement: Measurement, b
     own = measurement.base if base is None and measurement.base is not None else own
     activations = work.activation_bytes(max(tokens, 1), checkpointing)
     activations += min(activations, _VARYING_BYTES) if spread else 0
-    memory = own + work.cache_bytes + work.trained * _STATE_BYTES + _HEAD_BYTES + activations
+    memory = own + work.cache_bytes + work.trained * _STATE_BYTES + work.head_bytes + activations
     memory = round(max(memory, peak_memory() if base is None else 0))
     return Estimate(work.seconds(speed, checkpointing), memory, work.tokens / each, measurement.tokens)
 
