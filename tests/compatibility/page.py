@@ -43,6 +43,8 @@ _DIFFERENCES = (
      "random values, with a report", "an error"),
     ("`tokenizer_class` in files of `LlamaTokenizerFast`", "`LlamaTokenizer`", "`LlamaTokenizer`",
      "`PreTrainedTokenizerFast`, for which both releases use tokenizer.json unchanged"),
+    ("`GenerationConfig.save_pretrained` with a setting that has no effect, such as `temperature` without `do_sample`",
+     "warns and writes nothing", "an error", "warns and writes the file"),
 )  # fmt: skip
 """Differences of behaviour between the releases or from both: behaviour, 4.34, 5.23, puna."""
 
