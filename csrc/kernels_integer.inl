@@ -98,6 +98,14 @@ struct IntegerFormat {
             high = high & 0x0f0f0f0fu;
             return kTable ? levels(high, table) : high;
         }
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+        if ((kTable || kPlanes == Planes::kFour) && s >= 4) {
+            u32x16 both;
+            PUNA_EACH_REG asm("vmovdqu %1, %0" : "=x"(both.reg[i_]) : "m"(
+                *reinterpret_cast<const u32_mem*>(block + (s & 3) * 64 + i_ * kWidth * 4)));
+            const u32x16 high = shift_right(both, 4) & 0x0f0f0f0fu;
+            return kTable ? levels(high, table) : high;
+        }
 #endif
         return quad(block, s, table);
     }
@@ -555,15 +563,31 @@ static void register_matmul(const MatmulJob& job, int64_t panel, int64_t token, 
 constexpr int kTileTokens = 4, kTileGroup = 2, kRegisterTokens = 4, kRegisterGroup = 3, kChunkBlocks = 16;
 #elif defined(__AVX2__)
 // Zen 3. Tiles of 3, 5 or 6 tokens: the same or slower. 16 blocks instead of 24: 2 to 4 % slower with rows of 576.
-constexpr int kTileTokens = 4, kTileGroup = 1, kRegisterTokens = 2, kRegisterGroup = 1, kChunkBlocks = 24;
+constexpr int kTileTokens = 4, kTileGroup = 1, kRegisterTokens = 4, kRegisterGroup = 1, kChunkBlocks = 24;
 #else  // not measured
 constexpr int kTileTokens = 2, kTileGroup = 1, kRegisterTokens = 1, kRegisterGroup = 1, kChunkBlocks = 16;
 #endif
-// With more tokens than kMaxRegisterTokens, unpacking a panel to memory pays off. Neighbours were not recorded.
-constexpr int kMaxRegisterTokens = kManyRegisters ? 24 : 2 * kRegisterTokens;
+// Tokens of a tile of `register_matmul`. AVX2: the sums of four tokens fit into the registers only if all products of a
+// block can be added in 16 bits; Zen 3, Q4_0: 4 instead of 2 is a fifth faster with 4 and with 8 tokens.
+template <typename F>
+constexpr int kRegisterTile =
+    kManyRegisters || (F::kMaxStored <= 15 && !F::kHalfScales) || kRegisterTokens < 4 ? kRegisterTokens : 2;
+// With more tokens, unpacking a panel to memory pays off. Neighbours were not recorded.
+template <typename F>
+constexpr int kMaxRegisterTokens = kManyRegisters ? 24 : 2 * kRegisterTile<F>;
 // Tokens by which panels are multiplied before the next panels. Zen 5, 512 tokens: 32 instead of 64 is 3 % slower; 128
 // is as fast, but activations of 5,632 columns would not fit into L2.
 constexpr int kRegisterBlock = 64;
+
+// Whether the tiles of `unpacked_matmul` prefetch the next chunk, each its share, into L2. Otherwise `unpack`
+// prefetches, in bursts that memory cannot follow. Zen 3, Q4_0: 13 % faster with 16 tokens, 8 % with 64. Elsewhere not
+// measured.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr bool kTilesPrefetch = true;
+static_assert(kTileGroup == 1, "a chunk is one piece of memory");
+#else
+constexpr bool kTilesPrefetch = false;
+#endif
 
 static_assert(kChunkBlocks % 2 == 0, "blocks that share a scale are added together");
 
@@ -585,7 +609,7 @@ PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t b
         for (int64_t b = 0; b < blocks; ++b) {
             const BlockOffsets at = F::offsets(first + b);
             const uint8_t* block = from + at.planes;
-            prefetch<F, kPrefetchFar, kStreamLevel>(block);
+            if (!kTilesPrefetch) prefetch<F, kPrefetchFar, kStreamLevel>(block);
 #pragma GCC unroll 8
             for (int s = 0; s < 8; ++s)
                 for (int d = 0; d < kDigits<F>; ++d)
@@ -628,13 +652,16 @@ PUNA_INLINE void tile_blocks(const Unpacked<F, kGroup>& w, int64_t first, int co
     accumulate(partial, a + first, stride, acc);
 }
 
-// Adds `blocks` unpacked blocks for kTokens tokens to sums[kTokens][kGroup][16].
+// Adds `blocks` unpacked blocks for kTokens tokens to sums[kTokens][kGroup][16]. `ahead`, `lines`: see register_matmul.
 template <typename F, int kTokens, int kGroup>
-static void tile(const Unpacked<F, kGroup>& w, int64_t blocks, const ActivationBlock* a, int64_t stride, float* sums) {
+static void tile(const Unpacked<F, kGroup>& w, int64_t blocks, const ActivationBlock* a, int64_t stride, float* sums,
+                 const uint8_t* ahead, int lines) {
     f32x16 acc[kTokens][kGroup];
     for (int t = 0; t < kTokens; ++t)
         for (int g = 0; g < kGroup; ++g) acc[t][g] = load(sums + (t * kGroup + g) * kLanes);
     for_each_scale<F>(blocks, [&](int64_t first, auto number, int count) __attribute__((always_inline)) {
+        if (kTilesPrefetch)
+            for (int i = 0; i < lines * F::kScaleBlocks; ++i, ahead += kLine) __builtin_prefetch(ahead, 0, kL2);
         tile_blocks<F, decltype(number)::kValue>(w, first, count, a, stride, acc);
     });
     for (int t = 0; t < kTokens; ++t)
@@ -646,6 +673,7 @@ static void tile(const Unpacked<F, kGroup>& w, int64_t blocks, const ActivationB
 template <typename F, int kGroup>
 static void unpacked_matmul(const MatmulJob& job, int64_t panel, int64_t begin, int64_t end) {
     const Panels& w = job.w;
+    constexpr int kTile = kTileTokens / kDigits<F>;
     Unpacked<F, kGroup> unpacked;
     alignas(64) float sums[kTokenBlock * kGroup * kLanes];
     const int64_t total = w.cols / kBlock, stride = block_stride(w.cols);
@@ -653,14 +681,17 @@ static void unpacked_matmul(const MatmulJob& job, int64_t panel, int64_t begin, 
     for (int64_t first = 0; first < total; first += kChunkBlocks) {
         const int64_t blocks = total - first < kChunkBlocks ? total - first : kChunkBlocks;
         unpack<F, kGroup>(w, panel, first, blocks, unpacked);
+        const int64_t bytes = blocks * (w.stride / total), turns = (end - begin + kTile - 1) / kTile * blocks;
+        const int lines = static_cast<int>((bytes / kLine + turns - 1) / turns);  // that a tile prefetches per block
+        const uint8_t* ahead = w.data + panel * w.stride + F::offsets(first).planes + bytes;
         int64_t t = begin;
         const auto pass = [&](auto tokens) {
             constexpr int kTokens = decltype(tokens)::kValue;
-            for (; t + kTokens <= end; t += kTokens)
+            for (; t + kTokens <= end; t += kTokens, ahead += lines * blocks * kLine)
                 tile<F, kTokens, kGroup>(unpacked, blocks, job.x.blocks + t * stride + first, stride,
-                                         sums + (t - begin) * kGroup * kLanes);
+                                         sums + (t - begin) * kGroup * kLanes, ahead, lines);
         };
-        pass(Constant<kTileTokens / kDigits<F>>());
+        pass(Constant<kTile>());
         if (kTileTokens > 2) pass(Constant<2>());
         pass(Constant<1>());
     }
@@ -669,11 +700,12 @@ static void unpacked_matmul(const MatmulJob& job, int64_t panel, int64_t begin, 
             store_rows(load(sums + ((t - begin) * kGroup + g) * kLanes), job, panel + g, t);
 }
 
-// Multiplies kGroup neighbouring panels by the tokens [begin, end), in tiles of kRegisterTokens or fewer. Every tile
+// Multiplies kGroup neighbouring panels by the tokens [begin, end), in tiles of kRegisterTile or fewer. Every tile
 // prefetches its share of the panels that follow, so that memory is read evenly.
 template <typename F, int kGroup>
 static void register_tiles(const MatmulJob& job, int64_t panel, int64_t begin, int64_t end) {
-    const int64_t tiles = (end - begin + kRegisterTokens - 1) / kRegisterTokens;
+    constexpr int kTile = kRegisterTile<F>;
+    const int64_t tiles = (end - begin + kTile - 1) / kTile;
     const int64_t blocks = job.w.cols / kBlock, bytes = kGroup * job.w.stride;
     const int lines = static_cast<int>((bytes / kLine + tiles * blocks - 1) / (tiles * blocks));
     const uint8_t* ahead = job.w.data + panel * job.w.stride + bytes;
@@ -683,8 +715,8 @@ static void register_tiles(const MatmulJob& job, int64_t panel, int64_t begin, i
         for (; t + kTokens <= end; t += kTokens, ahead += lines * blocks * kLine)
             register_matmul<F, kTokens, kGroup>(job, panel, t, ahead, lines);
     };
-    if (kRegisterTokens >= 4) pass(Constant<4>());
-    if (kRegisterTokens >= 2) pass(Constant<2>());
+    if constexpr (kTile >= 4) pass(Constant<4>());
+    if constexpr (kTile >= 2) pass(Constant<2>());
     pass(Constant<1>());
 }
 
@@ -698,7 +730,7 @@ static void integer_matmul(const MatmulJob& job) {
         });
         return;
     }
-    if (F::kInRegisters || job.tokens <= kMaxRegisterTokens) {
+    if (F::kInRegisters || job.tokens <= kMaxRegisterTokens<F>) {
         for (int64_t begin = 0; begin < job.tokens; begin += kRegisterBlock) {
             const int64_t end = job.tokens - begin < kRegisterBlock ? job.tokens : begin + kRegisterBlock;
             int64_t panel = job.first;

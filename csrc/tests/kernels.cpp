@@ -242,7 +242,7 @@ void check_format(const Kernels& kernels, const FormatTraits& traits) {
     if (!is_float(traits.planes))
         for (const int byte : {0x00, 0x66, 0x7f, 0x80, 0xff})  // 0x66: the iq4_nl level whose digits are largest
             for (const float input : {-1.0f, 1.0f})
-                for (const int tokens : {1, 2, 13})
+                for (const int tokens : {1, 2, 5, 13})
                     worst = std::max(worst, check_matrix(kernels, traits, 17, 256, tokens, {byte, input}));
     report(kernels.name, "matmul of ggml type " + std::to_string(traits.format), worst, 1e-6);
 }
