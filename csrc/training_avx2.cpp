@@ -37,9 +37,8 @@ PUNA_INLINE f32x16 from_bytes(__m128i bytes) {
     return to_f32(widen_u8(values));
 }
 
-#include "training_rows.inl"
-
 #include "training_blocks.inl"
+#include "training_rows.inl"
 
 }  // namespace train_avx2
 

@@ -1,6 +1,6 @@
 // Decoders of block formats to bf16, for packed matrices of models in training. Each value is computed in float32 by
-// the operations of `puna.formats.decoders` in their order, and rounded once. Uses vec.h, and from_bytes of the including
-// file, which converts sixteen bytes.
+// the operations of `puna.formats.decoders` in their order, and rounded once. Uses vec.h, and from_bytes of the
+// including file, which converts sixteen bytes.
 
 PUNA_INLINE __m128i load_bytes(const uint8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
 PUNA_INLINE __m128i low_nibbles(__m128i bytes) { return _mm_and_si128(bytes, _mm_set1_epi8(15)); }

@@ -7,5 +7,8 @@ from functools import partial
 import hypothesis
 
 settings = partial(
-    hypothesis.settings, derandomize=True, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
+    hypothesis.settings,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
 )

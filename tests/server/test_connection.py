@@ -47,7 +47,7 @@ def exchange(address, data: bytes, more: bytes = b"") -> bytes:
         connection.settimeout(30)
         connection.sendall(data)
         reply = b""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(ConnectionError):
             if more:
                 connection.sendall(more)
             while part := connection.recv(65536):

@@ -87,6 +87,7 @@ def test_an_unknown_python_program_is_reported(monkeypatch):
         process._Worker()
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system has no /proc")
 def test_time_in_which_the_process_does_not_run_is_not_counted():
     worker = process._Worker()
     assert worker.ask(process.marshal.dumps(("x", {}))) == b"Tx"

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import puna
-from puna.errors import ArgumentError, ConfigError, DataError
+from puna.errors import ArgumentError, ConfigError, DataError, ModelNotFoundError
+from puna.training.api import run_training
 from puna.training.events import Observer
 from puna.training.settings import task_defaults
 from tests.golden.files import LAYOUTS
@@ -161,3 +162,13 @@ def test_no_model_is_the_default_model(tmp_path, monkeypatch):
     monkeypatch.setattr("puna.training.api.locate_model", lambda path: {None: MODEL}[path])
     result = puna.train(None, ROWS, output=tmp_path / "out", **{**FAST, "steps": 1})
     assert result.settings.model == str(MODEL)
+
+
+def test_texts_in_memory_are_no_names_of_files_when_a_run_is_repeated(tmp_path):
+    options = {"steps": 1, "output": tmp_path / "run"}
+    result = puna.train(LAYOUTS["hf"], ["The llama lives high.", "It eats grass."], **options)
+    assert result.settings.data is None
+    with pytest.raises(ConfigError, match="there is no training data"):
+        run_training(result.settings)
+    with pytest.raises(ModelNotFoundError, match="'missing': no such file"):
+        run_training(result.settings.changed(data=("missing", "nor this"), output=str(tmp_path / "other")))

@@ -102,7 +102,7 @@ async def _send_error(request: Request, exc: Exception) -> Response:
 
 def _allowed(headers: Mapping[str, str] | None) -> list[str]:
     """Returns the methods of a path; the server answers HEAD wherever it answers GET."""
-    methods = (headers or {}).get("Allow", "").split(", ")
+    methods = [method for method in (headers or {}).get("Allow", "").split(", ") if method]
     return sorted({*methods, "HEAD"} if "GET" in methods else {*methods})
 
 
@@ -110,13 +110,14 @@ async def _send_http_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     path, request_id = request.scope["path"], request.scope.get("state", {}).get("request_id")
     allowed = _allowed(exc.headers)
+    remedy = f"; use {' or '.join(allowed)}" if allowed else ""
     texts = {
         404: f"there is no path {show(path)}; /openapi.json lists the paths",
-        405: f"{request.method} is not allowed at {show(path)}; use {' or '.join(allowed)}",
+        405: f"{request.method} is not allowed at {show(path)}{remedy}",
     }
     error = ApiError(exc.status_code, texts.get(exc.status_code, str(exc.detail)))
     response = error_response(error, path, request_id)
     response.headers.update(exc.headers or {})
-    if exc.status_code == 405:
+    if exc.status_code == 405 and allowed:
         response.headers["Allow"] = ", ".join(allowed)
     return response

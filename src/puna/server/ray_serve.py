@@ -63,7 +63,7 @@ def application(
         num_replicas=replicas,
         ray_actor_options={"num_cpus": cpus},
         # The queue of each replica answers 429 with Retry-After; Ray must not hold requests back before that.
-        max_ongoing_requests=options.get("max_batch", 16) + settings.admission.queue + 1,
+        max_ongoing_requests=settings.slots + settings.admission.queue + 1,
         graceful_shutdown_timeout_s=settings.drain_seconds,
         request_router_config=RequestRouterConfig(
             request_router_class=router, request_router_kwargs=dict(router_options or {})

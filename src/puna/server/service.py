@@ -8,7 +8,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from puna.async_llm import AsyncLLM
 from puna.errors import PunaError, RuleError, puna_error, show, suggestion
@@ -74,8 +74,7 @@ class Service:
         self._path = None if isinstance(model, AsyncLLM) else model
         self._llm: AsyncLLM | None = None
         self._fingerprints: dict[str | None, str] = {}
-        slots = settings.options.get("max_batch", 16)
-        self.admission = Admission(cast(int, slots), settings.admission)
+        self.admission = Admission(settings.slots, settings.admission)
         self.observer = Observer(self.admission)
         if isinstance(model, AsyncLLM):
             self._open(model)

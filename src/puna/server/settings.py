@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from puna.server.guard.admission import AdmissionSettings
 
@@ -97,4 +97,10 @@ class ServerSettings:
     name: str | None = None
     adapters: Mapping[str, str] = field(default_factory=dict)
     warm: Path | None = None
-    options: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def slots(self) -> int:
+        """Number of requests that the engine runs at the same time: `max_batch`."""
+        slots: int = self.options.get("max_batch", 16)
+        return slots

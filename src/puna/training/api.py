@@ -19,6 +19,7 @@ from puna.checkpoint import locate_model
 from puna.errors import ArgumentError, ConfigError, show, suggestion
 from puna.files import atomic_write
 from puna.training.checkpoints import CheckpointStore, check_same_run
+from puna.training.data.readers.open import are_paths
 from puna.training.estimate import limited
 from puna.training.events import End, EvaluationEvent, Observer, Start, StepEvent
 from puna.training.forward.base import Forward
@@ -352,12 +353,10 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def _names(data: Any) -> str | list[str] | None:
-    """Returns the paths or names of data for the settings; None for rows in memory."""
+    """Returns the paths or names of data for the settings; None for rows and texts in memory."""
     if isinstance(data, str | PathLike):
         return str(data)
-    if isinstance(data, list | tuple) and data and all(isinstance(item, str | PathLike) for item in data):
-        return [str(item) for item in data]
-    return None
+    return [str(item) for item in data] if isinstance(data, list | tuple) and are_paths(data) else None
 
 
 class _Function(Observer):

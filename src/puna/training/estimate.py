@@ -51,7 +51,7 @@ _SPREAD = 3.0
 """Standard deviations by which the largest step of a run exceeds the mean number of tokens."""
 
 _VARYING_BYTES = 256 << 20
-"""Memory, at most, that steps of different numbers of tokens keep in addition; short texts: as much as activations."""
+"""Additional memory, at most, of steps with different numbers of tokens; at most that of the activations."""
 
 _GRADIENT_BYTES = 4
 _STATE_BYTES = 16

@@ -59,6 +59,23 @@ def test_weights_on_the_disk_are_read_when_they_are_needed(saved: Any, tmp_path:
     assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path / "again")(IDS).logits, logits)
 
 
+@pytest.mark.parametrize("given", [None, {"cpu": "1GB"}])
+def test_accelerate_keeps_its_reserve_if_no_limits_are_given(monkeypatch: pytest.MonkeyPatch, given: Any) -> None:
+    """`get_balanced_memory` leaves a tenth of a single GPU free only if it receives no limits."""
+    utils = pytest.importorskip("accelerate.utils")
+    received = []
+    balanced = utils.get_balanced_memory
+    monkeypatch.setattr(
+        utils, "get_balanced_memory",
+        lambda *args, **options: received.append(options["max_memory"]) or balanced(*args, **options),
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config_of())
+    arguments = {"strategy": "auto", "max_memory": given, "folder": None, "offload_buffers": False}
+    placement.infer_placement(model, torch.float32, arguments)
+    assert received == [None if given is None else {"cpu": 10**9}]
+
+
 @pytest.mark.filterwarnings("ignore:.*offloaded")
 @pytest.mark.parametrize("strategy", ["auto", "sequential"])
 def test_an_automatic_map_respects_the_memory_of_each_device(saved: Any, tmp_path: Path, strategy: str) -> None:

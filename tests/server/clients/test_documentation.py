@@ -63,6 +63,7 @@ def test_the_lines_of_a_client(name: str, address: str, checkpoint: Path, tmp_pa
         program = code.split()[0]
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         monkeypatch.delenv("PYTHONPATH", raising=False)  # the program may be in another environment
         output = run(["sh", "-c", code])
         assert program != "curl" or '"choices"' in output

@@ -51,12 +51,16 @@ def test_losses_and_gradients_are_those_of_the_modules_in_float64(name):
 class Products(TorchDispatchMode):
     """Collects the types of all products, also those of the backward pass."""
 
+    _ATEN = torch.ops.aten
+    PRODUCTS = (_ATEN.mm, _ATEN.bmm, _ATEN.addmm, _ATEN.addmm_, _ATEN.baddbmm, torch.ops.mkldnn._linear_pointwise,
+                _ATEN._scaled_dot_product_flash_attention_for_cpu)  # fmt: skip
+
     def __init__(self) -> None:
         super().__init__()
         self.types: set[torch.dtype] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.mkldnn._linear_pointwise):
+        if func.overloadpacket in self.PRODUCTS:
             self.types.add(args[0].dtype)
         return func(*args, **(kwargs or {}))
 

@@ -102,7 +102,7 @@ def preview(
         file, data = _settings(Path(data[0]))
         values |= {"model": model, "task": task}
         file |= {name: values[name] for name in values.keys() & from_command_line}
-        model, chosen = file["model"], file["task"]
+        model, chosen = file["model"] or model, file["task"]
         values = {name: file[name] for name in values if name not in ("model", "task")}
         labelling = {name: file[name] for name in ("labels", "problem")}
     data_options = DataOptions(**values, bad_rows="skip")

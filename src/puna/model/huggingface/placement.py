@@ -178,11 +178,13 @@ def infer_placement(model: nn.Module, dtype: torch.dtype, arguments: Mapping[str
     from accelerate.utils import get_balanced_memory
 
     model.tie_weights()  # type: ignore[operator]
-    limits = _read_limits(arguments["max_memory"])
+    given = arguments["max_memory"]
+    limits = _read_limits(given)  # checks them for every strategy
     options: dict[str, Any] = {"dtype": dtype, "no_split_module_classes": model._no_split_modules}
     if arguments["strategy"] != "sequential":
         low = arguments["strategy"] == "balanced_low_0"
-        limits = get_balanced_memory(model, max_memory=limits, low_zero=low, **options)
+        # accelerate keeps a tenth of a single GPU free only if it chooses the limits itself.
+        limits = get_balanced_memory(model, max_memory=None if given is None else limits, low_zero=low, **options)
     inferred = infer_auto_device_map(model, max_memory=limits, **options)
     return _read_map(inferred, arguments["folder"], arguments["offload_buffers"])
 

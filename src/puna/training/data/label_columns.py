@@ -8,7 +8,7 @@ TEXT = ("text", "sentence", "content", "review", "message", "body", "document", 
 CERTAIN_LABEL = ("label", "labels", "class", "category", "sentiment", "intent")
 """Names of a column that has labels, even if nothing says that the task is classify."""
 
-LABEL = (*CERTAIN_LABEL, "target", "topic", "tags", "rating", "score")
+LABEL = ("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "tags", "rating", "score")
 """Names of the column with the label of the task classify, the most usual first."""
 
 

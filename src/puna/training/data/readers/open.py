@@ -72,7 +72,7 @@ def open_rows(data: Any, split: str = "train") -> Rows:
         return open_rows(_split_of_mapping(data, split), split)
     if _is_path(data):
         rows: list[Rows] = [_open_file(path) for path in _files(data, split)]
-    elif isinstance(data, Sequence) and data and all(_is_path(item) and _names_data(item) for item in data):
+    elif isinstance(data, Sequence) and are_paths(data):
         rows = [_open_file(path) for item in data for path in _files(item, split)]
     elif hasattr(data, "__len__") and (hasattr(data, "__getitem__") or hasattr(data, "iloc")):
         rows = [MemoryRows(data)]
@@ -87,6 +87,11 @@ def open_rows(data: Any, split: str = "train") -> Rows:
 
 def _is_path(item: object) -> bool:
     return isinstance(item, str | os.PathLike)
+
+
+def are_paths(items: Sequence[Any]) -> bool:
+    """Returns whether a list has paths, rather than rows or texts."""
+    return bool(items) and all(_is_path(item) and _names_data(item) for item in items)
 
 
 def _names_data(item: Any) -> bool:

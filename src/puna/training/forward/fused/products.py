@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from puna.native.training import has_attention
 
 _PANEL_VALUES = 1 << 22
 """Values of a large matrix that are converted at one time: 16 MB in float32."""
@@ -28,11 +31,13 @@ def _is_whole(x: Tensor) -> bool:
     return x.is_contiguous() or x.t().is_contiguous()
 
 
+@functools.cache
 def has_bf16_products() -> bool:
     """Returns whether this processor multiplies bfloat16 matrices faster than float32 matrices."""
     if platform.machine().lower() in ("x86_64", "amd64"):
-        return bool(torch.cpu._is_avx512_bf16_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # not in older releases of PyTorch
+        return has_attention() if probe is None else bool(probe())
+    return torch._C._has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def product_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -48,7 +53,7 @@ def note_of_products(dtype: torch.dtype) -> str:
     """Returns what is to be said of products in another type than `dtype`; nothing if they are in this type."""
     if product_dtype(dtype) == dtype:
         return ""
-    return "; products in float32, since this processor has no AVX-512 BF16 (values are stored in bfloat16)"
+    return "; products in float32, which this processor multiplies faster (values are stored in bfloat16)"
 
 
 def product(x: Tensor, w: Tensor) -> Tensor:
