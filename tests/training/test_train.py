@@ -164,7 +164,7 @@ def test_no_model_is_the_default_model(tmp_path, monkeypatch):
     assert result.settings.model == str(MODEL)
 
 
-def test_texts_in_memory_are_no_names_of_files_when_a_run_is_repeated(tmp_path):
+def test_texts_in_memory_are_not_stored_as_names_of_files(tmp_path):
     options = {"steps": 1, "output": tmp_path / "run"}
     result = puna.train(LAYOUTS["hf"], ["The llama lives high.", "It eats grass."], **options)
     assert result.settings.data is None

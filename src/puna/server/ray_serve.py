@@ -1,6 +1,6 @@
 """`application`: replicas of a server behind Ray Serve, which sends the turns of a conversation to one replica.
 
-Not used by `puna serve`. Ray Serve has the network connections, the routing and the restarts; each replica has the
+Not used by `puna serve`. Ray Serve handles connections, routing and restarts; each replica has the
 application of `puna.server.app` with all its checks. Needs the extra `ray`.
 """
 
@@ -37,8 +37,8 @@ def application(
 
     Args:
         model: path of the model, which must exist on every machine of the cluster.
-        settings: settings of each replica. Ray Serve has the host and the port. A replica without a name of its own
-            has Ray's name in the header X-Puna-Replica.
+        settings: settings of each replica. Ray Serve sets the host and the port. A replica without a name of its own
+            sends Ray's name in the header X-Puna-Replica.
         replicas: number of replicas.
         cpus: CPUs that Ray reserves for each replica, and its number of threads.
         router: path of the class that chooses a replica for each request.
@@ -52,8 +52,7 @@ def application(
             "Ray Serve may listen at an address that other machines can use; give keys in ServerSettings(keys=...), or "
             "accept the risk with ServerSettings(insecure=True)"
         )
-    options: dict[str, Any] = {"threads": cpus, **settings.options}
-    settings = replace(settings, options=options)
+    settings = replace(settings, options={"threads": cpus, **settings.options})
 
     def build() -> ASGIApp:
         return _build(model, settings)

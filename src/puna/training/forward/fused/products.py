@@ -50,7 +50,7 @@ def product_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def note_of_products(dtype: torch.dtype) -> str:
-    """Returns what is to be said of products in another type than `dtype`; nothing if they are in this type."""
+    """Returns a note on products that have another type than `dtype`; empty if they have this type."""
     if product_dtype(dtype) == dtype:
         return ""
     return "; products in float32, which this processor multiplies faster (values are stored in bfloat16)"
