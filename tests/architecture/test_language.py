@@ -46,6 +46,8 @@ SUFFIXES = {".py", ".cpp", ".h", ".inl", ".md", ".toml", ".txt", ".yml"}
 NAMES = {"Makefile", "run"}
 EXCLUDED_PREFIXES = ("tests/architecture/test_language.py", "tests/golden/", "LICENSE", "src/puna/sample.txt")
 
+_COMPILED = [(re.compile(pattern, re.IGNORECASE), plain) for pattern, plain in PATTERNS.items()]
+
 _CPP_PROSE = re.compile(r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"", re.S)
 
 
@@ -58,8 +60,13 @@ def documents() -> list[Path]:
 
 
 def prose(path: Path) -> list[tuple[int, str]]:
-    """Returns the numbers and text of the lines with comments, strings or document text."""
+    """Returns the numbers and text of the lines with comments, strings or document text; none if no pattern matches.
+
+    Tokenizing every file would take longer than searching all of them.
+    """
     text = path.read_text()
+    if not any(pattern.search(text) for pattern, _ in _COMPILED):
+        return []
     if path.suffix == ".py":
         kinds = (tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING))
         tokens = tokenize.generate_tokens(io.StringIO(text).readline)
@@ -76,8 +83,8 @@ def find_matches(lines: list[tuple[int, str]]) -> list[tuple[int, str, str]]:
     return [
         (number, match[0], plain)
         for number, line in lines
-        for pattern, plain in PATTERNS.items()
-        for match in re.finditer(pattern, line, re.IGNORECASE)
+        for pattern, plain in _COMPILED
+        for match in pattern.finditer(line)
     ]
 
 

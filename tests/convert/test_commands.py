@@ -1,4 +1,4 @@
-"""`puna convert` and the conversion command of Hugging Face's documentation, run as subprocesses."""
+"""`puna convert` and the conversion command of Hugging Face's documentation."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from puna.errors import CheckpointError, StorageError
 from puna.formats.gguf import open_gguf
 from puna.formats.gguf_writer import write_gguf
 from puna.formats.new_tensor import NewTensor
+from tests.helpers.commands import run_puna
 from tests.helpers.meta_models import FAMILIES, Family, hf_tensors, write_meta
 from tests.helpers.vocabularies import train_sentencepiece
 
@@ -29,10 +30,8 @@ FAMILY = Family("tiny", 16, None, 2, "2", vocab=420)
 
 
 def run_convert(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs `puna convert` with these arguments in a new process."""
-    return subprocess.run(
-        [sys.executable, "-m", "puna", "convert", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    """Runs `puna convert` with these arguments."""
+    return run_puna("convert", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,9 @@ def meta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_plan_and_result_are_shown(meta: Path, tmp_path: Path) -> None:
-    run = run_convert(meta, tmp_path / "out", "--to", "hf", "--dtype", "bfloat16", "--verify")
+    command = [sys.executable, "-m", "puna", "convert", str(meta), str(tmp_path / "out")]
+    options = ["--to", "hf", "--dtype", "bfloat16", "--verify"]
+    run = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     for part in (
         "(meta)",

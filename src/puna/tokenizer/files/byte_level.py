@@ -162,13 +162,8 @@ def name_of(pipeline: Tokenizer) -> str:
             f"the tokenizer changes texts before it splits them ({str(normalizer)[:80]}), which a GGUF file cannot "
             "express; convert to hf"
         )
-    splits = None if step is None else [step.pre_tokenize_str(text) for text in _PROBES]
     names = {rules: name for name, rules in reversed(pre_tokenizers().items())}
-    matches = [
-        rules
-        for rules in reversed(names)
-        if splits == [pipeline_step(rules).pre_tokenize_str(text) for text in _PROBES]
-    ]
+    matches = [] if step is None else [rules for rules in reversed(names) if _same_splits(step, pipeline_step(rules))]
     whole_tokens = bool(json.loads(pipeline.to_str())["model"].get("ignore_merges"))
     for rules in matches:
         if rules.whole_tokens == whole_tokens:
@@ -179,6 +174,11 @@ def name_of(pipeline: Tokenizer) -> str:
         "the tokenizer splits texts differently from every pre-tokenizer that puna can name in a GGUF file "
         f"({_names()}); llama.cpp would produce other ids"
     )
+
+
+def _same_splits(step: Any, other: Any) -> bool:
+    """Whether two pre-tokenizers split every text of _PROBES in the same way."""
+    return all(step.pre_tokenize_str(text) == other.pre_tokenize_str(text) for text in _PROBES)
 
 
 def _all_tokens_merge(pipeline: Tokenizer) -> bool:
