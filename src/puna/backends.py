@@ -100,13 +100,13 @@ def follow(path: Path, size: int, threads: int | None, dtype: str | None, max_ba
     return True
 
 
-def check_language_model(path: Path, head: str) -> None:
+def check_language_model(head: str) -> None:
     """Raises RequestError if a model with this head is not a language model."""
     if head != "lm":
         methods = "embed or classify" if head == "classification" else "embed"
         raise RequestError(
-            f"the model {path.resolve().name} has no language-model head (its head: {head}), so that it can neither "
-            f"generate text nor compute logits; use {methods}, or load a language model"
+            f"the model has no language-model head (its head: {head}), so that it can neither generate text nor "
+            f"compute logits; use {methods}, or load a language model"
         )
 
 

@@ -159,7 +159,7 @@ class LoadedModel:
         """Returns a result of a prompt whose request has been checked."""
         self._check_open()
         if result.request.output == "tokens":
-            check_language_model(self.path, self._head)
+            check_language_model(self._head)
         self._engine.check(result.request)
         return result
 

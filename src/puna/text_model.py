@@ -149,7 +149,7 @@ class TextModel(LoadedModel):
             head = ClassificationHead.of(chosen.config, chosen.score)
         if head is None:
             raise RequestError(
-                f"the model {self.path.resolve().name} has no classification head (its head: {self._head}); load a "
+                f"the model has no classification head (its head: {self._head}); load a "
                 "LlamaForSequenceClassification, or an adapter with a classification head, or use generate"
             )
         loaded = self._adapters.loaded(adapter)
@@ -184,7 +184,7 @@ class TextModel(LoadedModel):
             checks_text: whether the text of an answer is checked too, if its grammar is not sufficient.
         """
         self._check_open()
-        check_language_model(self.path, self._head)
+        check_language_model(self._head)
         for note in [] if self._reported else generation_notes(self.generation_config):
             warnings.warn(f"{self.path}: {note}", stacklevel=4)
         self._reported = True

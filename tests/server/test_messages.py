@@ -184,7 +184,21 @@ def test_errors_have_anthropics_shape(sdk: Any, fields: dict[str, Any], kind: An
     with pytest.raises(kind) as error:
         create(sdk, **fields)
     assert re.search(text, error.value.message)
-    assert set(error.value.body) == {"type", "error", "request_id"} and error.value.body["type"] == "error"
+    check_error(error.value)
+
+
+def check_error(error: Any) -> None:
+    assert set(error.body) == {"type", "error", "request_id"} and error.body["type"] == "error"
+    assert error.request_id and error.request_id == error.body["request_id"]
+
+
+def test_errors_of_other_paths_have_anthropics_shape_too(sdk: Any) -> None:
+    for call, text in ((lambda: sdk.models.retrieve("golde"), "golden"), (sdk.beta.files.list, "there is no path")):
+        with pytest.raises(anthropic.NotFoundError, match=text) as error:
+            call()
+        assert error.value.type == "not_found_error"
+        check_error(error.value)
+    assert create(sdk)._request_id
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ LONG = "the llama lives in the high grassland " * 60
         ("/v1/embeddings", {"input": [[5, 10**6]]}, None, "1000000"),
         ("/v1/embeddings", {"input": "a", "encoding_format": "int8"}, "encoding_format", "base64"),
         ("/v1/embeddings", {}, "input", "missing"),
-        ("/v1/classify", {"input": "a"}, None, "the model hf has no classification head"),
+        ("/v1/classify", {"input": "a"}, None, "the model has no classification head"),
         ("/v1/score", {"text_1": ["a", "b"], "text_2": ["c"]}, "text_1", "as many"),
         ("/v1/score", {"text_1": "a", "text_2": LONG}, "text_2", "256"),
         ("/v1/score", {"text_1": "a", "text_2": ""}, "text_2", "no tokens"),

@@ -146,9 +146,11 @@ def test_a_conversation_continues_after_results(server):
     for fields in ({"tools": TOOLS}, {}):
         response = chat(server, messages=messages, max_tokens=5, **fields)
         assert response.status_code == 200, response.text
-    messages[1]["tool_calls"][0]["function"]["arguments"] = "{"
-    response = chat(server, messages=messages)
-    assert response.status_code == 400 and "arguments" in response.json()["error"]["message"]
+    for arguments in ("{", "[]", '"a"', '{"a": 1, "a": 2}', 5):
+        messages[1]["tool_calls"][0]["function"]["arguments"] = arguments
+        response = chat(server, messages=messages)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "messages[1].tool_calls[0].function.arguments"
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -53,7 +53,7 @@ class Loader:
         from puna.llm import LLM
 
         if self.generates:
-            check_language_model(checkpoint.path, checkpoint.head)
+            check_language_model(checkpoint.head)
         start = time.perf_counter()
         with status(f"Loading {name} ..."):
             llm = LLM(

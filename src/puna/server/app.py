@@ -97,7 +97,7 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
 
 async def _send_error(request: Request, exc: Exception) -> Response:
     request_id = request.scope.get("state", {}).get("request_id")
-    return error_response(api_error(exc, request_id), request.scope["path"], request_id)
+    return error_response(api_error(exc, request_id), request.scope)
 
 
 def _allowed(headers: Mapping[str, str] | None) -> list[str]:
@@ -108,7 +108,7 @@ def _allowed(headers: Mapping[str, str] | None) -> list[str]:
 
 async def _send_http_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
-    path, request_id = request.scope["path"], request.scope.get("state", {}).get("request_id")
+    path = request.scope["path"]
     allowed = _allowed(exc.headers)
     remedy = f"; use {' or '.join(allowed)}" if allowed else ""
     texts = {
@@ -116,7 +116,7 @@ async def _send_http_error(request: Request, exc: Exception) -> Response:
         405: f"{request.method} is not allowed at {show(path)}{remedy}",
     }
     error = ApiError(exc.status_code, texts.get(exc.status_code, str(exc.detail)))
-    response = error_response(error, path, request_id)
+    response = error_response(error, request.scope)
     response.headers.update(exc.headers or {})
     if exc.status_code == 405 and allowed:
         response.headers["Allow"] = ", ".join(allowed)

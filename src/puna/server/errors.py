@@ -27,8 +27,6 @@ _ANTHROPIC_TYPES = {
     413: "request_too_large", 429: "rate_limit_error", 500: "api_error", 503: "overloaded_error",
 }  # fmt: skip
 
-_ANTHROPIC_PATHS = ("/v1/messages",)
-
 _ANTHROPIC_CODES = frozenset({"thread_unsupported_request"})
 """Codes that Anthropic's SDK reads. After an error with this code, its tool runner sends all messages again."""
 
@@ -80,14 +78,19 @@ class ApiError(Exception):
         headers = {"Allow": ", ".join(self.allow)} if self.allow else {}
         return headers if self.retry_after is None else {**headers, "Retry-After": str(max(1, round(self.retry_after)))}
 
-    def body(self, path: str, request_id: str | None = None) -> dict[str, Any]:
-        """Returns the JSON of the error in the shape of the API to which a path belongs."""
-        if path.startswith(_ANTHROPIC_PATHS):
-            kind = _ANTHROPIC_TYPES.get(self.status, "invalid_request_error")
-            details = {"details": {"error_code": self.code}} if self.code in _ANTHROPIC_CODES else {}
-            error = {"type": kind, "message": self.message, **details}
-            return {"type": "error", "error": error, "request_id": request_id}
+    def openai(self) -> dict[str, Any]:
+        """Returns the JSON of the error in OpenAI's shape."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def anthropic(self, request_id: str | None) -> dict[str, Any]:
+        """Returns the JSON of the error in Anthropic's shape."""
+        kind = _ANTHROPIC_TYPES.get(self.status, "invalid_request_error")
+        details = {"details": {"error_code": self.code}} if self.code in _ANTHROPIC_CODES else {}
+        return {
+            "type": "error",
+            "error": {"type": kind, "message": self.message, **details},
+            "request_id": request_id,
+        }
 
 
 def unsupported(param: str, message: str) -> ApiError:

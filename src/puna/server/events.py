@@ -33,9 +33,9 @@ def event(name: str, document: Any) -> bytes:
     return b"event: " + name.encode() + b"\ndata: " + to_json(document) + b"\n\n"
 
 
-def openai_error(error: ApiError, path: str, request_id: str | None) -> bytes:
+def openai_error(error: ApiError, request_id: str | None) -> bytes:
     """Returns the event for an error inside a stream."""
-    return data(error.body(path, request_id))
+    return data(error.openai())
 
 
 class EventStream(Response):
@@ -44,7 +44,7 @@ class EventStream(Response):
     Args:
         events: yields the bytes of events; closed when the client disconnects.
         cancel: ends the generation; called whenever the stream ends.
-        render_error: returns the event for an error inside the stream.
+        render_error: returns the event for an error inside the stream, given the error and the id of the request.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class EventStream(Response):
         *,
         cancel: Callable[[], None] = lambda: None,
         headers: Mapping[str, str] | None = None,
-        render_error: Callable[[ApiError, str, str | None], bytes] = openai_error,
+        render_error: Callable[[ApiError, str | None], bytes] = openai_error,
     ) -> None:
         self.background = None
         self.status_code = 200
@@ -94,7 +94,7 @@ class EventStream(Response):
             error = api_error(cause, request_id)
             if error.status == 500:
                 log.exception("an error ended a stream")
-            await watch.send(self._render_error(error, scope["path"], request_id))
+            await watch.send(self._render_error(error, request_id))
         finally:
             watcher.cancel()
         await watch.send(b"", more=False)

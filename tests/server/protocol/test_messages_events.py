@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from puna.server.errors import ApiError
-from puna.server.protocol.messages.events import Writer, error_event
+from puna.server.protocol.messages.events import Writer
 from puna.server.updates import Finished, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
 from tests.server.sdk_types import parse
 
@@ -84,7 +84,7 @@ def test_a_call_without_complete_arguments_has_none() -> None:
 
 
 def test_errors_inside_a_stream_have_anthropics_shape() -> None:
-    event = error_event(ApiError(503, "later"), "/v1/messages", "req_1")
+    event = ApiError(503, "later").anthropic("req_1")
     assert event == {
         "type": "error", "error": {"type": "overloaded_error", "message": "later"}, "request_id": "req_1"
     }  # fmt: skip

@@ -266,10 +266,3 @@ def test_instructions_describe_functions_where_the_template_does_not():
     assert with_tools(HISTORY[1:2], FALLBACK, TOOLS)[0][0]["role"] == "system"
     roles = [message["role"] for message in with_tools(HISTORY, FALLBACK, TOOLS)[0]]
     assert roles == ["system", "user", "assistant", "user"]
-
-
-@pytest.mark.parametrize("arguments", ["{", "[]", '"a"', '{"a": 1, "a": 2}', 5])
-def test_malformed_arguments_of_an_earlier_call_are_an_error(arguments):
-    call = {"function": {"name": "f", "arguments": arguments}}
-    with pytest.raises(ValueError, match=r"messages\[0\].tool_calls\[0\].function.arguments"):
-        with_tools([{"role": "assistant", "tool_calls": [call]}], FALLBACK, TOOLS)

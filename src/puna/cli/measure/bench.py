@@ -141,7 +141,7 @@ def open_native(
         if dtype is not None and quantize is not None:
             raise BackendError("--dtype float32 rounds no weights; leave out --dtype or --quantize")
     checkpoint = open_checkpoint(locate(model))
-    check_language_model(checkpoint.path, checkpoint.head)
+    check_language_model(checkpoint.head)
     return NativeBackend(
         checkpoint.config, checkpoint.tensors, threads, sequences, quantize=quantize, float32=dtype is not None
     )

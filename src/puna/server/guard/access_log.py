@@ -15,7 +15,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from puna.errors import printable
-from puna.server.guard.exchange import Exchange, open_exchange
+from puna.server.guard.exchange import Exchange, is_anthropic, open_exchange
 
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -87,8 +87,9 @@ class OuterMiddleware:
         self, scope: Scope, exchange: Exchange, own: Sequence[tuple[bytes, bytes]]
     ) -> list[tuple[bytes, bytes]]:
         names = {bytes(name).lower() for name, _ in own}
+        names_of_id = (b"x-request-id", b"request-id") if is_anthropic(scope) else (b"x-request-id",)
         added = [
-            (b"x-request-id", exchange.request_id.encode()),
+            *((name, exchange.request_id.encode()) for name in names_of_id),
             *self._headers,
             *self._extra(scope),
             *SECURITY_HEADERS,

@@ -8,9 +8,11 @@ import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.types import Scope
 
+from puna.server.errors import ApiError
 from puna.server.guard.callers import Caller
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -74,3 +76,13 @@ def exchange_of(scope: Scope) -> Exchange:
 def header_values(scope: Scope, name: bytes) -> Iterator[bytes]:
     """Yields the values of a request's header; `name` is in lower case."""
     return (value for key, value in scope["headers"] if key == name)
+
+
+def is_anthropic(scope: Scope) -> bool:
+    """Returns whether the client of a request uses Anthropic's API: its SDK sends a header at every path."""
+    return scope["path"].startswith("/v1/messages") or any(header_values(scope, b"anthropic-version"))
+
+
+def error_body(error: ApiError, scope: Scope) -> dict[str, Any]:
+    """Returns the JSON of an error in the shape of the client's API."""
+    return error.anthropic(exchange_of(scope).request_id) if is_anthropic(scope) else error.openai()

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from puna.errors import ConfigError
 from puna.server.errors import ApiError, to_json
 from puna.server.guard.callers import Caller, KeyRing
-from puna.server.guard.exchange import exchange_of, header_values
+from puna.server.guard.exchange import error_body, exchange_of, header_values
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 """Paths that need no key, for GET and HEAD; the files of the page are added to them."""
@@ -132,7 +132,7 @@ class Guard:
 
 async def send_error(error: ApiError, scope: Scope, send: Send) -> None:
     """Sends an error as the response to a request. Closes the connection if the request's body may be unread."""
-    body = to_json(error.body(scope["path"], exchange_of(scope).request_id))
+    body = to_json(error_body(error, scope))
     headers = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
     headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"www-authenticate", b"Bearer")] if error.status == 401 else []
@@ -211,7 +211,7 @@ def origin_headers(scope: Scope, policy: Policy) -> list[tuple[bytes, bytes]]:
         return []
     return [
         (b"access-control-allow-origin", origin),
-        (b"access-control-expose-headers", b"x-request-id, x-puna-ignored, x-puna-replica, retry-after"),
+        (b"access-control-expose-headers", b"x-request-id, request-id, x-puna-ignored, x-puna-replica, retry-after"),
         (b"vary", b"Origin"),
     ]
 

@@ -17,11 +17,11 @@ from puna.errors import show
 from puna.server.errors import CLIENT_ERRORS, ApiError, api_error, to_json
 from puna.server.events import cancelled_on_disconnect
 from puna.server.guard.admission import Ticket
-from puna.server.guard.exchange import exchange_of
+from puna.server.guard.exchange import error_body, exchange_of
 from puna.server.protocol.extras import priority_of
 from puna.server.protocol.fields import Table, Values, read
 from puna.server.protocol.pages import Endpoint
-from puna.server.protocol.schemas import ANTHROPIC_ERROR, ERROR
+from puna.server.protocol.schemas import ANTHROPIC_ERROR, ANY_ERROR
 from puna.server.protocol.strict_json import parse
 from puna.server.service import Service
 
@@ -84,9 +84,9 @@ def json_response(document: Any, status: int = 200, headers: Mapping[str, str] |
     return Response(to_json(document), status, dict(headers or {}), "application/json")
 
 
-def error_response(error: ApiError, path: str, request_id: str | None = None) -> Response:
-    """Returns the response for an error, in the shape of the API to which the path belongs."""
-    return json_response(error.body(path, request_id), error.status, error.headers)
+def error_response(error: ApiError, scope: Scope) -> Response:
+    """Returns the response for an error, in the shape of the client's API."""
+    return json_response(error_body(error, scope), error.status, error.headers)
 
 
 def add_endpoint(
@@ -139,7 +139,7 @@ _STATUSES: dict[int | str, str] = {
 
 def error_responses(path: str) -> dict[int | str, dict[str, Any]]:
     """Returns the descriptions of a path's errors for OpenAPI."""
-    schema = ANTHROPIC_ERROR if path.startswith("/v1/messages") else ERROR
+    schema = ANTHROPIC_ERROR if path.startswith("/v1/messages") else ANY_ERROR
     content = {"application/json": {"schema": schema}}
     return {status: {"description": text, "content": content} for status, text in _STATUSES.items()}
 
@@ -219,7 +219,7 @@ async def send_result(work: Awaitable[Response | None], scope: Scope, receive: R
         error = api_error(exc, request_id)
         if error.status == 500:
             log.exception("request failed")
-        response = error_response(error, scope["path"], request_id)
+        response = error_response(error, scope)
     if response is not None:
         await response(scope, receive, send)
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from puna.server.guard.exchange import is_anthropic
 from puna.server.protocol.endpoint import error_responses, json_response
 from puna.server.protocol.sampling import sampling_defaults
 from puna.server.protocol.schemas import ANY_MODEL, MODELS, Schema
@@ -22,7 +23,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/v1/models", summary="List the models", response_class=Response, responses=_described(MODELS))
     async def list_models(request: Request) -> Response:
         cards = [_card(service, name, request) for name in service.names]
-        if _is_anthropic(request):
+        if is_anthropic(request.scope):
             ends = {"first_id": cards[0]["id"], "last_id": cards[-1]["id"]}
             return json_response({"data": cards, "has_more": False, **ends})
         return json_response({"object": "list", "data": cards, "models": []})
@@ -41,15 +42,11 @@ def _described(schema: Schema) -> dict[int | str, dict[str, Any]]:
             **error_responses("/v1/models")}  # fmt: skip
 
 
-def _is_anthropic(request: Request) -> bool:
-    return "anthropic-version" in request.headers
-
-
 def _card(service: Service, name: str, request: Request) -> dict[str, Any]:
     """Returns the description of a model."""
     adapter = service.adapter(name)
     longest = service.llm.longest_text(adapter)
-    if _is_anthropic(request):
+    if is_anthropic(request.scope):
         created = datetime.datetime.fromtimestamp(service.created, datetime.timezone.utc)
         return {
             "type": "model", "id": name, "display_name": name, "created_at": created.isoformat(), "lifecycle": "active",

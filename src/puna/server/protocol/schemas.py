@@ -42,6 +42,9 @@ ANTHROPIC_ERROR = record(
     {"type": {"const": "error"}, "error": record({"type": TEXT, "message": TEXT}), "request_id": optional(TEXT)}
 )
 
+ANY_ERROR = {"anyOf": [ERROR, ANTHROPIC_ERROR]}
+"""Errors in the shape of the client's API."""
+
 _PREFIX_TOKEN = optional(record({"id": INT, "text": TEXT}))
 
 USAGE = record(

@@ -8,8 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from puna.errors import RequestError, show
-from puna.grammars.rules import unique_keys
 from puna.server.tools.formats import ToolFormat
 from puna.server.tools.toolset import ToolSet
 
@@ -39,18 +37,15 @@ def with_tools(
     """Returns the messages for the chat template, and the descriptions of the functions for its variable `tools`.
 
     Args:
-        messages: messages in OpenAI's form; the content is a text or absent.
+        messages: messages in OpenAI's form; the content is a text or absent, and arguments of calls are JSON objects.
         form: the model's format of calls.
         tools: the functions that the prompt describes; None if there are none.
-
-    Raises:
-        RequestError: the arguments of an earlier call are not a JSON object.
     """
     names: dict[str, str] = {}
     result: list[dict[str, Any]] = []
-    for index, message in enumerate(messages):
+    for message in messages:
         if message.get("tool_calls"):
-            calls = [_call(f"messages[{index}].tool_calls[{i}]", call) for i, call in enumerate(message["tool_calls"])]
+            calls = [_call(call) for call in message["tool_calls"]]
             names |= {identifier: name for identifier, name, _ in calls}
             result.append(_with_calls(message, calls, form))
         elif message.get("role") in ("tool", "function"):
@@ -65,21 +60,10 @@ def with_tools(
     return result, descriptions
 
 
-def _call(path: str, call: Any) -> tuple[str, str, str]:
+def _call(call: Mapping[str, Any]) -> tuple[str, str, str]:
     """Returns the identifier, the name and the arguments, as JSON text, of an earlier call."""
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise RequestError(f"{path} is {show(call)}; it must be a call of a function, with its name and arguments")
-    arguments = function.get("arguments")
-    if isinstance(arguments, Mapping):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    try:
-        value = json.loads(arguments or "{}", object_pairs_hook=unique_keys)
-    except (ValueError, TypeError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise RequestError(f"{path}.function.arguments is {show(arguments)}; it must be the text of a JSON object")
-    return str(call.get("id") or ""), function["name"], arguments or "{}"
+    function = call["function"]
+    return str(call.get("id") or ""), function["name"], function["arguments"] or "{}"
 
 
 def _with_calls(message: Mapping[str, Any], calls: Sequence[tuple[str, str, str]], form: ToolFormat) -> dict[str, Any]:

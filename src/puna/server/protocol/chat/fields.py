@@ -8,7 +8,7 @@ from puna.server.protocol.fields import HONOURED, INERT, REFUSED, Field, Table
 from puna.server.protocol.reasoning import EFFORTS
 from puna.server.protocol.sampling import SAMPLING
 from puna.server.protocol.tagged import Tagged
-from puna.server.protocol.types import Any_, Array, Boolean, Integer, Map, OneOf, Text
+from puna.server.protocol.types import Any_, Array, Boolean, Integer, Map, ObjectText, OneOf, Text
 
 _NO_MEDIA = "this server reads only text, and never fetches anything"
 
@@ -29,7 +29,7 @@ TOOL_CALL = Tagged({
               required=True),
         Field("function", Table("CalledFunction", (
             Field("name", Text(1, 512), HONOURED, "name of the function", required=True),
-            Field("arguments", Text(), HONOURED, "arguments of the call as JSON", required=True),
+            Field("arguments", ObjectText(), HONOURED, "arguments of the call as JSON", required=True),
         )), HONOURED, "the call", required=True),
     )),
 }, default="function", refused={"custom": "use a function"})  # fmt: skip

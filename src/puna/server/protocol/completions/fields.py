@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from puna.server.protocol.answer_format import FORMATS
 from puna.server.protocol.extras import SHARED
-from puna.server.protocol.fields import HONOURED, REFUSED, Field, Table
+from puna.server.protocol.fields import HONOURED, VALUES, Field, Table
 from puna.server.protocol.sampling import SAMPLING
-from puna.server.protocol.types import Any_, Array, Boolean, Integer, OneOf, Text
+from puna.server.protocol.types import Array, Boolean, Integer, OneOf, Text
 
 _ID = Integer(0, 2**31 - 1)
 
@@ -24,7 +24,7 @@ COMPLETION = Table("CompletionRequest", (
     Field("best_of", Integer(1, "n"), HONOURED, "generate this number of answers and return the n best; not for "
           "streams",
           example=2),
-    Field("suffix", Any_(), REFUSED, "the model cannot fill in the middle"),
+    Field("suffix", Text(), VALUES, "the model cannot fill in the middle", accepted=("",)),
     *SAMPLING,
     *FORMATS,
     *SHARED,

@@ -15,7 +15,7 @@ from puna.server.generation import Generation, Running, encode
 from puna.server.protocol.choices import start
 from puna.server.protocol.endpoint import Call, add_endpoint
 from puna.server.protocol.messages.content import continues_answer, to_messages
-from puna.server.protocol.messages.events import Event, Writer, error_event
+from puna.server.protocol.messages.events import Event, Writer
 from puna.server.protocol.messages.fields import COUNT_FIELDS, FIELDS
 from puna.server.protocol.messages.tools import read_tools
 from puna.server.protocol.reasoning import read_effort, switches
@@ -104,5 +104,5 @@ def _encode(events: Iterable[Event]) -> bytes:
     return b"".join(event(item["type"], item) for item in events)
 
 
-def _render_error(error: ApiError, path: str, request_id: str | None) -> bytes:
-    return _encode([error_event(error, path, request_id)])
+def _render_error(error: ApiError, request_id: str | None) -> bytes:
+    return _encode([error.anthropic(request_id)])

@@ -6,7 +6,6 @@ import json
 import secrets
 from typing import Any
 
-from puna.server.errors import ApiError
 from puna.server.updates import Finished, ReasoningDelta, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
 
 Event = dict[str, Any]
@@ -134,8 +133,3 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "cache_read_input_tokens": usage.cached,
         "output_tokens": usage.completion,
     }
-
-
-def error_event(error: ApiError, path: str, request_id: str | None) -> Event:
-    """Returns the event of an error inside a stream."""
-    return error.body(path, request_id)

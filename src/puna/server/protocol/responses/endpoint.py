@@ -58,7 +58,7 @@ async def _respond(call: Call) -> Response:
     if values["stream"]:
         return EventStream(
             _stream(running, writer), service.settings, cancel=running.cancel, headers=call.headers,
-            render_error=lambda error, path, request_id: _encode(writer.fail(error)),
+            render_error=lambda error, request_id: _encode(writer.fail(error)),
         )  # fmt: skip
     async for _ in _stream(running, writer):
         pass
