@@ -34,7 +34,8 @@ def path(request: Any, tmp_path_factory: Any) -> Path:
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     tied = request.param == "tied"
-    config = config_of(vocab_size=512, hidden_size=256, intermediate_size=512, head_dim=64, tie_word_embeddings=tied)
+    sizes = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_hidden_layers": 2}
+    config = config_of(**sizes, tie_word_embeddings=tied)
     LlamaForCausalLM(config).save_pretrained(folder / "float")
     shutil.copy(TOKENIZER, folder / "float" / "tokenizer.model")
     convert(folder / "float", folder / "model.gguf", quantize="q4_K" if tied else request.param)

@@ -93,7 +93,7 @@ def test_streams_never_clean_up(tokenizer, text, clean_up):
 TEXT = st.lists(st.sampled_from([*SNIPPETS, *CLEAN_UP_TEXTS]), max_size=4).map("".join)
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(data=st.data(), text=TEXT, skip=st.booleans(), clean_up=st.booleans())
 def test_an_answer_is_the_decoded_text_after_the_text_of_its_prompt(tokenizer, clean_up, data, text, skip):
     """Prompts and answers are ids of texts or random ids, among them incomplete characters and special tokens."""
