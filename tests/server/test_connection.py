@@ -12,7 +12,8 @@ import pytest
 import uvicorn
 
 from puna.server.app import create_app
-from puna.server.guard.connection import Connection
+from puna.server.guard import connection as connections
+from puna.server.guard.connection import Connection, possible_connections
 from puna.server.service import Service
 from puna.server.settings import Limits, ServerSettings
 
@@ -23,13 +24,17 @@ class Impatient(Connection):
     header_seconds = 0.5
 
 
-@pytest.fixture(scope="module")
-def address(llm):
-    """A server with a key, a limit of 2,000 bytes, and impatient connections."""
+class Few(Connection):
+    most = 8
+
+
+@contextlib.contextmanager
+def served(llm, kind):
+    """Yields the address of a server with a key, a limit of 2,000 bytes, and connections of a class."""
     settings = ServerSettings(name="golden", keys=(("alice", KEY),), limits=Limits(body_bytes=2000))
     app = create_app(Service(llm, settings), settings)
     config = uvicorn.Config(
-        app, port=0, http=Impatient, log_level="critical", lifespan="off", ws="none", server_header=False
+        app, port=0, http=kind, log_level="critical", lifespan="off", ws="none", server_header=False
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -39,6 +44,12 @@ def address(llm):
     yield server.servers[0].sockets[0].getsockname()
     server.should_exit = True
     thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def address(llm):
+    with served(llm, Impatient) as name:
+        yield name
 
 
 def exchange(address, data: bytes, more: bytes = b"") -> bytes:
@@ -80,6 +91,15 @@ AUTHORIZATION = f"Authorization: Bearer {KEY}"
         (head("GET /health HTTP/1.0", host=None), 421),
         (head("GET /health HTTP/1.1", "Origin: http://evil.example"), 403),
         (head("POST /v1/chat/completions HTTP/1.1", AUTHORIZATION, "Content-Length: 9999999"), 415),
+        (
+            head(
+                "POST /v1/models HTTP/1.1",
+                AUTHORIZATION,
+                "Content-Type: application/json",
+                "Content-Length: 99999999999999999999",
+            ),
+            400,
+        ),
         (head("GET /health HTTP/1.1", "x: " + "y" * 200_000), 400),
         (head("GET /health HTTP/1.1", "x-request-id: a\x00b"), 400),
     ],
@@ -138,3 +158,52 @@ def test_an_answer_may_take_longer_than_the_headers(address):
         time.sleep(0.8)
         connection.sendall(data[10:])
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+POST = head("POST /v1/chat/completions HTTP/1.1", AUTHORIZATION, "Content-Type: application/json", "Content-Length: 99")
+
+
+@pytest.mark.parametrize("data", [b"", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nx: ", POST])
+def test_clients_that_send_nothing_do_not_keep_others_out(llm, data):
+    body = {"model": "golden", "prompt": "a", "max_tokens": 200, "ignore_eos": True, "stream": True}
+    text = json.dumps(body).encode()
+    stream = head("POST /v1/completions HTTP/1.1", AUTHORIZATION, "Content-Type: application/json",
+                  f"Content-Length: {len(text)}") + text  # fmt: skip
+    with contextlib.ExitStack() as stack, served(llm, Few) as name:
+
+        def opened() -> socket.socket:
+            connection = stack.enter_context(socket.create_connection(name, 5))
+            connection.settimeout(30)
+            return connection
+
+        reader = opened()
+        reader.sendall(stream)
+        first = reader.recv(65536)
+        silent = [opened() for _ in range(40)]
+        for connection in silent:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(data)
+        assert exchange(name, head("GET /health HTTP/1.1")).startswith(b"HTTP/1.1 200 ")
+        with contextlib.suppress(ConnectionError):
+            assert silent[0].recv(100) == b""  # the oldest is closed
+        reply = first
+        while part := reader.recv(65536):
+            reply += part
+        assert b"[DONE]" in reply  # a stream is not
+
+
+def test_the_number_of_connections_fits_the_limit_of_open_files(monkeypatch):
+    calls = []
+    monkeypatch.setattr(connections.resource, "setrlimit", lambda kind, limits: calls.append(limits))
+    unlimited = connections.resource.RLIM_INFINITY
+    for limits, most, raised in (
+        ((1024, 1_000_000), 1024, [(1408, 1_000_000)]),
+        ((1024, unlimited), 1024, [(1408, unlimited)]),
+        ((1024, 1024), 640, [(1024, 1024)]),
+        ((256, 256), 1, [(256, 256)]),
+        ((65_536, 65_536), 1024, []),
+        ((unlimited, unlimited), 1024, []),
+    ):
+        calls.clear()
+        monkeypatch.setattr(connections.resource, "getrlimit", lambda kind, limits=limits: limits)
+        assert (possible_connections(), calls) == (most, raised)

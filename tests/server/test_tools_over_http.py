@@ -146,7 +146,7 @@ def test_a_conversation_continues_after_results(server):
     for fields in ({"tools": TOOLS}, {}):
         response = chat(server, messages=messages, max_tokens=5, **fields)
         assert response.status_code == 200, response.text
-    for arguments in ("{", "[]", '"a"', '{"a": 1, "a": 2}', 5):
+    for arguments in ("{", "[]", '"a"', '{"a": 1, "a": 2}', '{"a": NaN}', '{"a": 1e999}', '{"a": "\\ud800"}', 5):
         messages[1]["tool_calls"][0]["function"]["arguments"] = arguments
         response = chat(server, messages=messages)
         assert response.status_code == 400

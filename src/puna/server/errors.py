@@ -120,6 +120,12 @@ def api_error(error: BaseException, request_id: str | None = None, fields: Conta
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
+_ESCAPING_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+
 def to_json(document: Any) -> bytes:
     """Returns JSON as compact UTF-8."""
-    return _ENCODER.encode(document).encode()
+    try:
+        return _ENCODER.encode(document).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which the arguments of a call may have as an escape
+        return _ESCAPING_ENCODER.encode(document).encode()

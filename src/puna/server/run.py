@@ -16,7 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from puna.errors import ServerError
-from puna.server.guard.connection import Connection
+from puna.server.guard.connection import BACKLOG, Connection, possible_connections
 from puna.server.service import Service
 
 log = logging.getLogger(__name__)
@@ -43,9 +43,11 @@ def run(app: ASGIApp, service: Service, on_ready: Callable[[str], None]) -> None
         PunaError: the model could not be loaded.
     """
     settings = service.settings
+    Connection.most = possible_connections()
     config = uvicorn.Config(
-        app, http=Connection, loop="asyncio", ws="none", lifespan="off", log_config=None, access_log=False,
-        server_header=False, timeout_graceful_shutdown=_CLOSE_SECONDS, timeout_keep_alive=75, proxy_headers=False,
+        app, http=Connection, backlog=BACKLOG, loop="asyncio", ws="none", lifespan="off", log_config=None,
+        access_log=False, server_header=False, timeout_graceful_shutdown=_CLOSE_SECONDS, timeout_keep_alive=75,
+        proxy_headers=False,
     )  # fmt: skip
     server = _Server(config, service, on_ready)
     asyncio.run(server.run_at(settings.host, settings.port))

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from puna.server.errors import ApiError
+from puna.server.errors import ApiError, to_json
 from puna.server.protocol.chat.fields import CHAT
 from puna.server.protocol.completions.fields import COMPLETION
 from puna.server.protocol.endpoint import _queue_options
@@ -63,6 +63,28 @@ def test_what_is_not_a_number_is_refused_with_the_name_of_the_field(text: str) -
     assert caught.value.param == "c[1].d"
     with pytest.raises(ApiError, match=f"the body is {text}"):
         parse(text.encode(), 8)
+
+
+BODIES = [
+    "null",
+    "[]",
+    '"a"',
+    "7",
+    "[1e999]",
+    "[" + "9" * 30 + "]",
+    "1e999",
+    "[NaN]",
+    '["\\ud800"]',
+    '"\\ud800"',
+    "[{}, [null]]",
+]
+
+
+@pytest.mark.parametrize("text", BODIES)
+def test_a_body_that_is_no_object_is_refused_whatever_it_contains(text: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse(text.encode(), 8)
+    assert caught.value.status == 400 and json.loads(to_json(caught.value.openai()))
 
 
 @pytest.mark.parametrize(

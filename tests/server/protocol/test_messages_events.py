@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from typing import Any
 
 import pytest
 
-from puna.server.errors import ApiError
+from puna.server.errors import ApiError, to_json
 from puna.server.protocol.messages.events import Writer
 from puna.server.updates import Finished, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
 from tests.server.sdk_types import parse
@@ -81,6 +83,17 @@ def test_a_call_without_complete_arguments_has_none() -> None:
     writer = Writer("m", 3)
     events_of(writer, ToolCallStart(0, 0, "t", "f"), ToolCallArguments(0, 0, '{"x":'), Finished(0, "length"))
     assert writer.message["content"][0]["input"] == {} and writer.message["stop_reason"] == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e999", sys.float_info.max), ("-1E400", -sys.float_info.max), ('"\\ud800"', "\ud800")]
+)
+def test_arguments_that_utf8_or_json_cannot_express_are_sent(text: str, value: Any) -> None:
+    writer = Writer("m", 3)
+    events_of(
+        writer, ToolCallStart(0, 0, "t", "f"), ToolCallArguments(0, 0, f'{{"x":{text}}}'), Finished(0, "tool_calls")
+    )
+    assert json.loads(to_json(writer.message))["content"][0]["input"] == {"x": value}
 
 
 def test_errors_inside_a_stream_have_anthropics_shape() -> None:

@@ -1,15 +1,38 @@
-"""`Connection`: uvicorn's HTTP/1.1 connection, with a limit on the time until the headers of a request have arrived."""
+"""`Connection`: uvicorn's HTTP/1.1 connection, with limits of their number and of the time until headers arrive."""
 
 from __future__ import annotations
 
 import asyncio
+import resource
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+BACKLOG = 128
+"""Connections that the system holds until they are accepted. asyncio accepts as many before it serves any of them."""
+
+_CONNECTIONS = 1024
+"""Maximum number of connections: more than requests that run and wait, by default 64 and 256."""
+
+_OTHER_FILES = 2 * BACKLOG + 128
+"""Open files of other kinds, and connections that have been accepted or closed and are not counted."""
+
+
+def possible_connections() -> int:
+    """Returns how many connections the limit of open files allows; raises this limit where the system permits it.
+
+    Without free file descriptors, asyncio accepts no connection for a second, and writes a log of thousands of lines.
+    """
+    wanted = _CONNECTIONS + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return _CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(_CONNECTIONS, soft - _OTHER_FILES))
+
 
 class Connection(H11Protocol):
-    """Closes connections that send no request, or send its headers too slowly.
+    """Closes connections that send no request, or send its headers too slowly, and the oldest of too many connections.
 
     uvicorn waits without a limit for the headers of a request, so that a few clients could use up all connections.
     Other times have limits already: uvicorn limits the time between two requests, and `Guard` the time until a body has
@@ -17,15 +40,22 @@ class Connection(H11Protocol):
 
     Attributes:
         header_seconds: maximum time until the headers have arrived. Headers fit in a few packets, also of slow clients.
+        most: maximum number of connections. One more closes the connection that has waited longest for its client, so
+            that clients that send nothing cannot keep others out.
     """
 
     header_seconds = 30.0
+    most = _CONNECTIONS
     _timer: asyncio.TimerHandle | None = None
+    _since = 0.0
 
     def connection_made(self, transport: Any) -> None:
         """Begins to wait for the first request."""
         super().connection_made(transport)
         self._wait()
+        if len(self.connections) > self.most:
+            waiting = [item for item in self.connections if isinstance(item, Connection) and item._waits_for_client]
+            min(waiting, key=lambda item: item._since).transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Reads a part of a request."""
@@ -44,8 +74,14 @@ class Connection(H11Protocol):
         """Whether the headers of a request have arrived and its response is not complete."""
         return self.cycle is not None and not self.cycle.response_complete
 
+    @property
+    def _waits_for_client(self) -> bool:
+        """Whether no complete request has arrived that is not yet answered."""
+        return not self.transport.is_closing() and (not self._is_answering or self.cycle.more_body)
+
     def _wait(self) -> None:
         if self._timer is None and not self._is_answering:
+            self._since = self.loop.time()
             self._timer = self.loop.call_later(self.header_seconds, self._close)
 
     def _stop_waiting(self) -> None:

@@ -34,6 +34,7 @@ _METHODS = (*_READING, "OPTIONS", "POST")
 _CLOSING = (408, 413)
 """Statuses after which the connection is closed: the body may not have been read to its end."""
 
+_LENGTH_DIGITS = 18
 _HEADERS, _HEADER_BYTES, _PATH_BYTES = 100, 32_768, 8192
 """Maximum number of headers, their total size, and the size of the path with the query."""
 
@@ -136,7 +137,7 @@ async def send_error(error: ApiError, scope: Scope, send: Send) -> None:
     headers = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
     headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"www-authenticate", b"Bearer")] if error.status == 401 else []
-    headers += [(b"connection", b"close")] if error.status in _CLOSING or _has_two_lengths(scope) else []
+    headers += [(b"connection", b"close")] if error.status in _CLOSING or not _has_one_length(scope) else []
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
@@ -311,18 +312,19 @@ def _check_content_type(scope: Scope) -> None:
 
 
 def _check_content_length(scope: Scope, policy: Policy) -> None:
-    if _has_two_lengths(scope):
-        raise ApiError(400, "the request has both Content-Length and Transfer-Encoding; send one of them")
-    for value in header_values(scope, b"content-length"):
-        if not value.isdigit() or len(value) > 18:
-            raise ApiError(400, "the Content-Length header of the request is not a valid number")
-        if int(value) > policy.body_bytes:
-            raise _too_large(policy)
+    if not _has_one_length(scope):
+        raise ApiError(
+            400, "the end of the body is not certain; send either one valid Content-Length or Transfer-Encoding"
+        )
+    if any(int(value) > policy.body_bytes for value in header_values(scope, b"content-length")):
+        raise _too_large(policy)
 
 
-def _has_two_lengths(scope: Scope) -> bool:
-    """Returns whether a proxy that reads the other header would see the beginning of another request in the body."""
-    return any(header_values(scope, b"content-length")) and any(header_values(scope, b"transfer-encoding"))
+def _has_one_length(scope: Scope) -> bool:
+    """Returns whether the end of the body is certain. Otherwise a proxy might see another request in the body."""
+    lengths = list(header_values(scope, b"content-length"))
+    is_valid = all(value.isdigit() and len(value) <= _LENGTH_DIGITS for value in lengths)
+    return is_valid and len(lengths) + any(header_values(scope, b"transfer-encoding")) <= 1
 
 
 def _too_large(policy: Policy) -> ApiError:

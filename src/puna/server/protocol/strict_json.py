@@ -38,14 +38,12 @@ def parse(body: bytes, depth: int) -> dict[str, Any]:
     except json.JSONDecodeError as exc:
         problem = f"{exc.msg} at line {exc.lineno}, column {exc.colno}"
         raise ApiError(400, f"the body is not valid JSON: {problem}", code="invalid_json") from None
-    if isinstance(document, _Refused):
-        raise ApiError(400, f"the body is {document.problem}", code="invalid_json")
-    if not isinstance(document, dict):
-        raise ApiError(400, f"the body is {show_json(document)}; it must be a JSON object", code="invalid_json")
     if numbers or b"NaN" in body or b"Infinity" in body:
         _check_numbers(document)
     if b"\\ud" in body or b"\\uD" in body:
         _check_unicode(document)
+    if not isinstance(document, dict):
+        raise ApiError(400, f"the body is {show_json(document)}; it must be a JSON object", code="invalid_json")
     return document
 
 
@@ -91,13 +89,13 @@ def _integer(text: str) -> int | _Refused:
     return int(text)
 
 
-def _check_numbers(document: dict[str, Any]) -> None:
+def _check_numbers(document: Any) -> None:
     """Raises ApiError for the first number that is refused; the error names the field."""
     stack: list[tuple[str, Any]] = [("", document)]
     while stack:
         path, item = stack.pop()
         if isinstance(item, _Refused):
-            raise ApiError(400, f"{path} is {item.problem}", param=path, code="invalid_json")
+            raise ApiError(400, f"{path or 'the body'} is {item.problem}", param=path or None, code="invalid_json")
         if isinstance(item, dict):
             entries = [(f"{path}.{key[:40]}" if path else key[:40], value) for key, value in item.items()]
         else:

@@ -214,6 +214,9 @@ class ObjectText(Text):
         text = super().read(path, value, reader)
         try:
             document = json.loads(text or "{}", object_pairs_hook=unique_keys)
+            json.dumps(
+                document, ensure_ascii=False, allow_nan=False
+            ).encode()  # NaN and halves of characters are errors
         except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict):
