@@ -18,7 +18,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from puna.server.page.routes import router
-from tests.server.page.texts import DEMO, HOSTILE, LONG
+from tests.server.page.texts import DEMO, HOSTILE, KINDS, LONG
 
 CONTEXT = 16_384
 MODELS = [("tiny-llama", None), ("poet", "tiny-llama"), ("lawyer", "tiny-llama")]
@@ -36,6 +36,8 @@ def script(prompt: str, model: str) -> tuple[list[str], float]:
         return list(HOSTILE[int(argument)]), 0
     if name == "long":
         return _tokens(LONG)[:10_000], 0.0005
+    if name == "kind":
+        return _tokens(KINDS[argument])[:10_000], 0.0005
     if name == "slow":
         return [f"Word {index} of a slow answer. " for index in range(400)], 0.02
     if name == "fill":

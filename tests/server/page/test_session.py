@@ -96,7 +96,7 @@ def test_markdown_code_and_formulas_are_drawn(person):
     answer = person.articles.last
     assert answer.locator("math").count() == 3
     assert answer.locator("math mtable mtd").count() == 4
-    assert answer.locator("pre .hljs-keyword").count() >= 2
+    answer.locator("pre .hljs-keyword").nth(1).wait_for()
     assert answer.locator("table td").nth(1).evaluate("cell => getComputedStyle(cell).textAlign") == "right"
     assert answer.locator("li.task").count() == 2
     person.context.grant_permissions(["clipboard-read", "clipboard-write"])

@@ -52,6 +52,30 @@ LONG = "\n\n".join(
     ["# A long answer", _PARAGRAPH * 60, _LIST, _CODE, _TABLE, *[_PARAGRAPH * 4, "Then $x^2 + y^2 = z^2$."] * 40] * 2
 )
 
+_SENTENCE = "Under the wide sky every small llama walks slowly toward the evening and the *snow* melts. "
+_SCRIPTS = (
+    "Some text.\n\n```javascript\n"
+    + "".join(
+        f"const value{i} = await compute({i}, {{ scale: `${{{i}}}`, run: (x) => x * {i} }});\n" for i in range(100)
+    )
+    + "```\n\n"
+)
+_ITEM = "{0}. Point {0}: **bold words** here\n   - a part with *words*\n     - " + _SENTENCE + "\n"
+_FORMULA = r"$x_{{{0}}}^2 + \frac{{a}}{{b}} = \sqrt{{z}}$ and "
+_DISPLAY = r"$$\sum_{{k=1}}^{{{0}}} \frac{{k^2}}{{\sqrt{{k+1}}}} + \begin{{pmatrix}} a & b \\ c & d \end{{pmatrix}}$$"
+KINDS = {
+    "code": _SCRIPTS * 10,
+    "list": "".join(f"- Point {i}: **bold** and a [link](https://example.org/{i}) in `it`\n" for i in range(600)),
+    "nested": "".join(_ITEM.format(i) for i in range(1, 400)),
+    "one item": "1. One\n" + f"   - A part. {_SENTENCE}\n" * 600,
+    "table": "| n | text |\n|--|--|\n" + "".join(f"| {i} | row **number** {i} of `it` |\n" for i in range(1000)),
+    "paragraph": _SENTENCE * 800,
+    "no sentence": _SENTENCE.replace(". ", " ") * 800,
+    "formulas": "".join(_FORMULA.format(i) for i in range(400)),
+    "mathematics": "".join(f"Then {_FORMULA.format(i)}\n\n{_DISPLAY.format(i)}\n\n" for i in range(200)),
+}
+"""Long answers of a single kind of text."""
+
 _SCRIPT = "window.__pwned=1"
 _TAGS = [
     "<script>{0}</script>",

@@ -5,6 +5,9 @@ import { visible } from "../markdown/visible.js";
 
 const SENTENCE = /^[^]*?(?:[.!?…]["')\]”’*_]*\s+|[。！？]|\n\s*\n|\n(?=[ \t]*(?:[-*+#>]|\d+[.)]|```|~~~)))/;
 
+/** Longer texts without the end of a sentence are announced in parts of this length, at a space if there is one. */
+const LONGEST = 600;
+
 /** Elements that the live region keeps; screen readers have read the older ones. */
 const KEPT = 40;
 
@@ -63,10 +66,11 @@ export class Announcer {
         this.fence = new RegExp(`^ {0,3}${open[1][0]}{${open[1].length},}[ \\t]*\\n`, "m");
         continue;
       }
-      const sentence = SENTENCE.exec(rest);
+      const text = rest.slice(0, LONGEST);
+      const sentence = SENTENCE.exec(text)?.[0] ?? (text.length < LONGEST ? "" : (/^[^]*\s/.exec(text)?.[0] ?? text));
       if (!sentence) return;
-      this.say(spoken(sentence[0]));
-      this.read += sentence[0].length;
+      this.say(spoken(sentence));
+      this.read += sentence.length;
     }
   }
 

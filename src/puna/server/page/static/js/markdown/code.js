@@ -1,14 +1,10 @@
-/** Code blocks: language, copy button, highlighting. Code is never run. */
+/** Code blocks: language, copy button, text that grows. Code is never run. */
 
-import hljs from "../../vendor/highlight/highlight.min.js";
 import { copyText } from "../clipboard.js";
 import { h, icon } from "../dom.js";
-import { sanitizeCode } from "./sanitize.js";
+import { highlight, prepareHighlighting } from "./highlight.js";
 
-/** Longer code stays plain: highlighting it would take longer than a frame. */
-const HIGHLIGHT_LIMIT = 12_000;
-
-/** Lines per element of a block that grows. The browser lays out only the last element again when text is added. */
+/** Lines per element. The browser lays out only the last element again when text is added. */
 const CHUNK_LINES = 40;
 
 /**
@@ -34,23 +30,10 @@ function frame(language, content, text) {
   );
 }
 
-/**
- * @param {string} text
- * @param {string} language
- * @returns {HTMLElement} a finished block
- */
-export function codeBlock(text, language) {
-  const code = h("code", {});
-  if (hljs.getLanguage(language) && text.length <= HIGHLIGHT_LIMIT) {
-    code.append(sanitizeCode(hljs.highlight(text, { language, ignoreIllegals: true }).value));
-  } else {
-    code.textContent = text;
-  }
-  return frame(language, code, () => text);
-}
+/** @type {WeakMap<Element, CodeBlock>} */
+const blocks = new WeakMap();
 
-/** A block whose end has not arrived yet. */
-export class GrowingCode {
+export class CodeBlock {
   /** @param {string} language */
   constructor(language) {
     this.language = language;
@@ -58,6 +41,8 @@ export class GrowingCode {
     this.code = h("code", {});
     this.lines = 0;
     this.element = frame(language, this.code, () => this.text);
+    blocks.set(this.element, this);
+    prepareHighlighting();
   }
 
   /** @param {string} text that starts with the text shown so far */
@@ -80,4 +65,27 @@ export class GrowingCode {
       if (this.lines === CHUNK_LINES) this.lines = 0;
     }
   }
+
+  /** Colours the block, whose text is complete. */
+  highlight() {
+    highlight([...this.code.children], this.language);
+  }
+}
+
+/** @param {Node[]} nodes whose code blocks are coloured, because they are final */
+export function highlightIn(nodes) {
+  for (const node of nodes) {
+    if (!(node instanceof Element)) continue;
+    for (const element of [node, ...node.querySelectorAll(".code-block")]) blocks.get(element)?.highlight();
+  }
+}
+
+/**
+ * @param {string} text
+ * @param {string} language
+ */
+export function codeBlock(text, language) {
+  const block = new CodeBlock(language);
+  block.update(text);
+  return block;
 }

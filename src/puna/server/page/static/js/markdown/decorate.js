@@ -25,7 +25,7 @@ export function decorate(fragment, outline) {
   }
   for (const pre of fragment.querySelectorAll("pre")) {
     const language = /language-(\S*)/.exec(pre.firstElementChild?.className ?? "")?.[1] ?? "";
-    pre.replaceWith(codeBlock((pre.textContent ?? "").replace(/\n$/, ""), language.toLowerCase()));
+    pre.replaceWith(codeBlock((pre.textContent ?? "").replace(/\n$/, ""), language.toLowerCase()).element);
   }
   for (const table of fragment.querySelectorAll("table")) {
     const frame = h("div", { class: "table-frame", role: "region", "aria-label": "Table", tabindex: "0" });

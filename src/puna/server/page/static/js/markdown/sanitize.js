@@ -41,7 +41,6 @@ const PROSE = {
   ADD_URI_SAFE_ATTR: ["align", "start"],
   ALLOWED_URI_REGEXP: /^(?:https?:\/\/|mailto:)/i,
 };
-const CODE = { ...COMMON, ALLOWED_TAGS: ["span"], ALLOWED_ATTR: ["class"] };
 /** Formulas are built with the CSSOM; a style attribute set again would be refused by the content security policy. */
 const MATH = {
   ...COMMON,
@@ -55,9 +54,6 @@ const MATH = {
 
 /** @param {string} html of markdown @returns {DocumentFragment} */
 export const sanitizeProse = (html) => /** @type {any} */ (DOMPurify.sanitize(html, /** @type {any} */ (PROSE)));
-
-/** @param {string} html of highlighted code @returns {DocumentFragment} */
-export const sanitizeCode = (html) => /** @type {any} */ (DOMPurify.sanitize(html, /** @type {any} */ (CODE)));
 
 /** @param {Element} math is changed in place */
 export const sanitizeMath = (math) => void DOMPurify.sanitize(math, /** @type {any} */ (MATH));

@@ -3,9 +3,10 @@
  * lists, tables, paragraphs and quotes are split, so that the text to parse stays short.
  */
 
-import { codeBlock, GrowingCode } from "./code.js";
+import { CodeBlock, highlightIn } from "./code.js";
 import { decorate, newOutline } from "./decorate.js";
 import { lex, plainHtml, toHtml } from "./parser.js";
+import { reconcile } from "./reconcile.js";
 import { sanitizeProse } from "./sanitize.js";
 import { visible } from "./visible.js";
 
@@ -51,8 +52,10 @@ export class MarkdownView {
   window = WINDOW;
   /** @type {ChildNode[]} the elements of the last block */
   tail = [];
+  /** @type {ChildNode[]} the items of the last block if it continues a list or table */
+  items = [];
   tailSource = "";
-  /** @type {GrowingCode | null} */
+  /** @type {CodeBlock | null} */
   code = null;
   /** @type {Continuation | null} */
   continuation = null;
@@ -77,6 +80,7 @@ export class MarkdownView {
       committed: 0,
       window: WINDOW,
       tail: [],
+      items: [],
       tailSource: "",
       code: null,
     });
@@ -118,21 +122,19 @@ export class MarkdownView {
       "m",
     );
     const match = closing.exec(rest.slice(body));
-    if (match || this.finished) {
-      const end = match ? body + match.index : rest.length;
-      this.#replaceTail(codeBlock(rest.slice(body, end).replace(/\n$/, ""), language));
-      this.code = null;
-      this.#commit(match ? end + match[0].length : rest.length);
-      return this.committed < this.text.length;
-    }
-    if (!this.code) {
-      this.code = new GrowingCode(language);
-      this.#replaceTail(this.code.element);
-    }
+    const end = match ? body + match.index : rest.length;
     // The last line may be the beginning of the closing fence.
-    const shown = rest.slice(body).replace(new RegExp(`\\n? {0,3}${mark[0]}+[ \\t]*$`), "");
-    if (shown.startsWith(this.code.text)) this.code.update(shown);
-    return false;
+    const pending = match || this.finished ? /\n$/ : new RegExp(`\\n?(?: {0,3}${mark[0]}+[ \\t]*)?$`);
+    const shown = rest.slice(body, end).replace(pending, "");
+    if (!this.code || !shown.startsWith(this.code.text)) {
+      this.code = new CodeBlock(language);
+      this.tail = reconcile(this.container, this.tail, [this.code.element]);
+    }
+    this.code.update(shown);
+    if (!match && !this.finished) return false;
+    this.code = null;
+    this.#commit(match ? end + match[0].length : rest.length);
+    return this.committed < this.text.length;
   }
 
   /** @param {string} rest */
@@ -143,6 +145,8 @@ export class MarkdownView {
     const prefix = this.continuation?.prefix ?? "";
     const tokens = this.#lex(prefix + piece);
     if (this.continuation && !continues(this.continuation, tokens[0])) {
+      reconcile(this.continuation.parent, this.items, []);
+      this.items = [];
       this.continuation = null;
       return true;
     }
@@ -177,7 +181,7 @@ export class MarkdownView {
     }
     this.#show(tokens);
     this.tailSource = piece;
-    if (more) this.#commit(piece.length);
+    if (more || this.finished) this.#commit(piece.length);
     return more;
   }
 
@@ -203,29 +207,13 @@ export class MarkdownView {
       fragment = sanitizeProse(plainHtml(tokens.map((token) => token.raw).join("")));
     }
     this.pendingOutline = outline;
-    const first = fragment.querySelector("ul, ol, tbody");
+    let nodes = [...fragment.childNodes];
     if (this.continuation) {
-      this.#removeTail();
-      const children = /** @type {ChildNode[]} */ ([...(first?.childNodes ?? [])]);
-      const others = [...fragment.childNodes].filter((node) => !node.contains(first));
-      this.continuation.parent.append(...children);
-      this.container.append(...others);
-      this.tail = [...children, ...others];
-    } else {
-      this.#replaceTail(...fragment.childNodes);
+      const first = fragment.querySelector("ul, ol, tbody");
+      nodes = nodes.filter((node) => !node.contains(first));
+      this.items = reconcile(this.continuation.parent, this.items, [...(first?.childNodes ?? [])]);
     }
-  }
-
-  /** @param {...ChildNode} nodes */
-  #replaceTail(...nodes) {
-    this.#removeTail();
-    this.container.append(...nodes);
-    this.tail = nodes;
-  }
-
-  #removeTail() {
-    for (const node of this.tail) node.remove();
-    this.tail = [];
+    this.tail = reconcile(this.container, this.tail, nodes);
   }
 
   /** @param {string} type @returns {Element | null} the list, or the body of the table, in the last block */
@@ -239,7 +227,8 @@ export class MarkdownView {
   #commit(length) {
     this.committed += length;
     this.outline = this.pendingOutline;
-    this.tail = [];
+    highlightIn([...this.items, ...this.tail]);
+    this.items = this.tail = [];
     this.tailSource = "";
     this.continuation = null;
     this.window = WINDOW;

@@ -38,7 +38,9 @@ export function showRequest(conversation, message) {
     }
     const [text, language] = texts[name];
     panel.setAttribute("aria-labelledby", `tab-${name}`);
-    panel.replaceChildren(codeBlock(text, language));
+    const block = codeBlock(text, language);
+    block.highlight();
+    panel.replaceChildren(block.element);
   };
   const move = (/** @type {KeyboardEvent} */ event) => {
     const step = event.key === "ArrowRight" ? 1 : event.key === "ArrowLeft" ? -1 : 0;
