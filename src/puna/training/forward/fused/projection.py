@@ -38,7 +38,7 @@ class Kept:
 
     Attributes:
         inner: the results of each `a`, (T, R).
-        unscaled: the outputs before they are scaled, in the type of the products.
+        unscaled: the outputs before they are scaled, in the type of the activations.
         changes: the low-rank changes, in the type of the products.
     """
 
@@ -102,7 +102,7 @@ class Projection:
             add_product(y[:, change.rows], inner, change.b)
         scales = self._output_factors(tensors)
         if scales is not None:
-            kept.unscaled, y = y, (y * scales).to(y.dtype)
+            kept.unscaled, y = y.to(dtype), (y * scales).to(y.dtype)
         return y.to(dtype), kept
 
     def backward(
