@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from puna.model.quantized import PackedMatrix, QuantLinear
 from puna.training.forward import float_products
 
 
@@ -51,3 +52,21 @@ def test_no_converted_copy_is_kept_for_the_backward_pass(trained, kept):
     with float_products.float_products(torch.bfloat16), hooks:
         F.linear(own["x"], own["weight"], own["bias"])
     assert pointers == [own[name].untyped_storage().data_ptr() for name in kept]
+
+
+def test_a_packed_matrix_is_multiplied_in_float32_in_both_directions(monkeypatch):
+    blocks = torch.zeros(40, 34, dtype=torch.uint8)  # q8_0: a float16 scale and 32 bytes per row
+    blocks[:, 1] = 0x30  # 0.125
+    blocks[:, 2:] = torch.arange(40 * 32, dtype=torch.int32).view(40, 32) % 251
+    layer, used = QuantLinear(PackedMatrix("w", "q8_0", blocks, 32)), []
+    original = PackedMatrix.values
+    monkeypatch.setattr(PackedMatrix, "values", lambda *values: used.append(values[2]) or original(*values))
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    with float_products.float_products(torch.bfloat16):
+        result = layer(x)
+    result.sum().backward()
+    assert used == [torch.float32, torch.float32]
+    wide = x.detach().float().requires_grad_()
+    layer(wide).sum().backward()
+    assert torch.equal(result, layer(x.detach().float()).bfloat16())
+    assert torch.equal(x.grad, wide.grad.bfloat16())

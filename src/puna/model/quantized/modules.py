@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from puna.errors import RequestError
 from puna.formats.blocks import FORMATS
@@ -130,6 +131,15 @@ class _Product(torch.autograd.Function):
         return total.to(ctx.dtype), None, None  # (..., I)
 
 
+def packed_linear(x: Tensor, blocks: Tensor, matrix: PackedMatrix) -> Tensor:
+    """Returns x W', (..., O), in the type of x, (..., I); a function of PyTorch for modes that replace functions."""
+    if has_torch_function((x,)):
+        result: Tensor = handle_torch_function(packed_linear, (x,), x, blocks, matrix)
+        return result
+    out: Tensor = _Product.apply(x, blocks, matrix)  # type: ignore[no-untyped-call]
+    return out
+
+
 class QuantLinear(nn.Linear):
     """A linear layer with a packed matrix, computed in the type of its input.
 
@@ -151,7 +161,7 @@ class QuantLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x, (..., I), times the transposed matrix, plus the bias: (..., O)."""
-        out: Tensor = _Product.apply(x, self.packed.blocks, self.packed)  # type: ignore[no-untyped-call]
+        out = packed_linear(x, self.packed.blocks, self.packed)
         return out if self.bias is None else out + self.bias
 
 

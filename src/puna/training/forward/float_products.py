@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from puna.model.quantized import packed_linear
 from puna.training.forward.fused.products import product_dtype
 
-_PRODUCTS = frozenset({F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, F.scaled_dot_product_attention})
+_PRODUCTS = frozenset(
+    {F.linear, packed_linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, F.scaled_dot_product_attention}
+)
 
 
 class _FloatProducts(TorchFunctionMode):
@@ -36,7 +39,7 @@ class _FloatProducts(TorchFunctionMode):
         return func(*wide, **named).to(torch.bfloat16)
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002 -- PyTorch's names
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     out: Tensor = _Linear.apply(input, weight, bias)  # type: ignore[no-untyped-call]
     return out
 
