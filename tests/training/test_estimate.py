@@ -123,6 +123,21 @@ def test_a_memory_limit_chooses_smaller_passes_then_recomputed_activations():
         fit(own, settings, Measurement(1e9), limit - 1, None, base=0)
 
 
+def test_memory_grows_evenly_with_the_differences_of_lengths():
+    """A single short document among equal ones, such as the end of a split text, needs almost no more memory."""
+    own, settings = work(tokens=64.0, attended=64.0**2, longest=64)
+    settings = settings.changed(batch_size=16, micro_batch_tokens=16 * 64)
+    deviations = (0.0, 0.25, 0.5, 32.0, 64.0)  # of the length of a document
+    needed = [
+        estimate(replace(own, attended=64.0**2 + value**2), settings, Measurement(1e9), base=0).memory
+        for value in deviations
+    ]
+    activations = own.activation_bytes(16 * 64)
+    assert needed[1] - needed[0] == pytest.approx(needed[2] - needed[1], rel=0.01) and needed[1] > needed[0]
+    assert needed[2] - needed[0] < activations / 50
+    assert needed[4] == needed[3] == pytest.approx(needed[0] + activations, rel=0.01)
+
+
 def test_limits_are_sizes_and_durations():
     assert read_limits(TrainingSettings()) == (None, None)
     assert read_limits(TrainingSettings(max_memory="2GB", max_time="1h 30min")) == (2_000_000_000, 5400.0)

@@ -43,8 +43,7 @@ _PRODUCT_SECONDS = 0.1
 _SHORT_RUN = 5.0
 """Seconds; runs whose lower bound is less are not measured, since a measurement takes as long as some steps."""
 
-_OPTIMIZER_BYTES = 28
-_OPTIMIZER_SPEED = 8e9
+_OPTIMIZER_BYTES, _OPTIMIZER_SPEED = 28, 8e9
 """Bytes of a trained parameter that a step of AdamW reads and writes, and bytes per second."""
 
 _SPREAD = 3.0
@@ -52,6 +51,7 @@ _SPREAD = 3.0
 
 _VARYING_BYTES = 256 << 20
 """Additional memory, at most, of steps with different numbers of tokens; at most that of the activations."""
+_VARYING_SHARE = 1 / 8  # standard deviation of these numbers, relative to their mean, that needs all this memory
 
 _GRADIENT_BYTES = 4
 _STATE_BYTES = 16
@@ -203,7 +203,8 @@ def limited(
     """
     memory, seconds = read_limits(settings)
     settings = settings.changed(max_memory=None, max_time=None)
-    indices = np.unique(np.linspace(0, plan.count - 1, min(plan.count, SAMPLES)).astype(int))
+    parts = np.linspace(0, plan.count, 2 * min(plan.count, SAMPLES) + 1).astype(int)
+    indices = parts[1::2]  # the middles: the last part of a split text is short, and would mislead
     examples = [plan.examples[int(index if plan.subset is None else plan.subset[index])] for index in indices]
     is_fused = settings.forward != "reference" and unsupported(trainable) is None
     work = work_of(
@@ -316,12 +317,12 @@ def estimate(work: Work, settings: TrainingSettings, measurement: Measurement, b
         spread = math.sqrt(max(0.0, work.attended - work.tokens**2) * settings.batch_size)
         whole = round(settings.batch_size * max(work.tokens, 1.0) + _SPREAD * spread) or 1
         tokens = min(max(settings.micro_batch_tokens, work.longest), whole)
-    own = resident_memory() if base is None else base
-    own = measurement.base if base is None and measurement.base is not None else own
+    own = next(value for value in (base, measurement.base, resident_memory()) if value is not None)
     activations = work.activation_bytes(max(tokens, 1), checkpointing)
-    activations += min(activations, _VARYING_BYTES) if spread else 0
-    memory = own + work.cache_bytes + work.trained * _STATE_BYTES + work.head_bytes + activations
-    memory = round(max(memory, peak_memory() if base is None else 0))
+    varying = min(1.0, spread / (_VARYING_SHARE * settings.batch_size * max(work.tokens, 1.0)))
+    activations += varying * min(activations, _VARYING_BYTES)
+    needed = own + work.cache_bytes + work.trained * _STATE_BYTES + work.head_bytes + activations
+    memory = round(max(needed, peak_memory() if base is None else 0))
     return Estimate(work.seconds(speed, checkpointing), memory, work.tokens / each, measurement.tokens)
 
 
@@ -368,8 +369,7 @@ def _fit_memory(
     work: Work, settings: TrainingSettings, speed: Measurement, memory: int, base: int | None
 ) -> tuple[TrainingSettings, str]:
     limit = f"max_memory {show_bytes(memory)}"
-    choices = [settings.gradient_checkpointing, True] if not settings.gradient_checkpointing else [True]
-    for checkpointing in choices:
+    for checkpointing in (True,) if settings.gradient_checkpointing else (False, True):
         tokens = settings.micro_batch_tokens
         while True:
             changed = settings.changed(gradient_checkpointing=checkpointing, micro_batch_tokens=tokens)
