@@ -61,9 +61,12 @@ test: test-parallel test-timing
 test-parallel: $(READY) $(ORACLES)
 	$(PYTEST) $(PARALLEL) -m "not timing and not soak" $(if $(PASSED),--leave-out=$(PASSED)) $(TESTS)
 
-# Rare faults of concurrency and scheduling, and longer random comparisons with transformers; takes about five minutes.
+# Rare faults of concurrency and scheduling, longer random comparisons with transformers, and ten times as many new
+# examples of hypothesis as in the other runs; takes about ten minutes. pytest exits with 5 if it selects no test.
 soak: $(READY) $(ORACLES)
 	$(PYTEST) $(PARALLEL) -m soak $(TESTS)
+	PUNA_EXAMPLES=10 $(PYTEST) $(PARALLEL) -m "not soak" \
+		$(or $(TESTS),$$(grep -rl --include='test_*.py' 'import settings' tests)) || test $$? = 5
 
 # Random requests to every path of the server, valid and invalid, for half an hour; needs `pip install schemathesis`.
 fuzz-server: $(READY)

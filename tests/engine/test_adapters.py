@@ -223,7 +223,7 @@ def test_limits_count_virtual_tokens():
 
 def test_random_schedules_with_adapters_on_a_small_cache():
     random, counts = np.random.default_rng(11), Counter()
-    for _ in range(100):
+    for _ in range(40):
         engine = Engine(
             AdapterRecorder(int(random.integers(6, 14)), context=384),
             int(random.integers(1, 6)),

@@ -26,7 +26,7 @@ def sp(sp_model):
     return load_tokenizer(sp_model)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(TEXT)
 def test_ids_equal_those_of_sentencepiece(sp, processor, text):
     assert sp.encode(text, add_special_tokens=False) == processor.encode(text)
@@ -34,7 +34,7 @@ def test_ids_equal_those_of_sentencepiece(sp, processor, text):
     assert sp.tokenize(text) == processor.id_to_piece(processor.encode(text))
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 419), max_size=12))
 def test_text_equals_that_of_sentencepiece(sp, processor, ids):
     assert sp.decode(ids, skip_special_tokens=True) == processor.decode(ids)

@@ -29,7 +29,7 @@ def id_sequences(size: int) -> st.SearchStrategy[list[int]]:
     return st.lists(ids, max_size=16)
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(data=st.data(), skip=st.booleans())
 @pytest.mark.slow
 def test_streamed_random_ids_equal_the_decoded_text(tokenizer, data, skip):
@@ -37,7 +37,7 @@ def test_streamed_random_ids_equal_the_decoded_text(tokenizer, data, skip):
     assert "".join(streamed_texts(tokenizer, ids, skip)) == tokenizer.decode(ids, skip_special_tokens=skip)
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=20), skip=st.booleans())
 def test_streamed_text_is_complete_and_splits_no_character(tokenizer, text, skip):
     ids = tokenizer.encode(text, add_special_tokens=False)
