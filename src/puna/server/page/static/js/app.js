@@ -36,6 +36,12 @@ export class App {
     this.showRequest = showRequest;
     this.editSettings = editSettings;
     library.onchange = () => this.sidebar.draw();
+    library.onadopt = (conversation) => this.#onadopt(conversation);
+    library.onremove = (ids) => {
+      if (!this.conversation || !ids.includes(this.conversation.id)) return;
+      this.show(newConversation());
+      this.toast("This conversation was deleted in another tab.");
+    };
     byId("backdrop").addEventListener("click", () => this.toggleSidebar(false));
     matchMedia("(max-width: 800px)").addEventListener("change", () => this.toggleSidebar(false));
     this.toggleSidebar(false);
@@ -49,6 +55,23 @@ export class App {
       this.toast("This browser does not store data for this page: conversations are lost when the tab is closed.");
     await this.#loadModels();
     if (this.models.length) for (const pane of this.panes) pane.resume();
+  }
+
+  /** Without locks (HTTP on another host than localhost), the page does not know whether another tab receives an answer. */
+  #resume() {
+    if (this.models.length && navigator.locks) for (const pane of this.panes) pane.resume();
+  }
+
+  /** @param {Conversation} conversation that another tab has changed */
+  #onadopt(conversation) {
+    const pane = this.panes.find((other) => other.conversation === conversation);
+    if (!pane) return;
+    if (Boolean(conversation.pair) !== this.panes.length > 1 && !this.busy) return this.show(conversation);
+    pane.drawHeader();
+    pane.drawMessages();
+    pane.keepBottom();
+    this.topbar.draw();
+    this.#resume();
   }
 
   async #loadModels() {
@@ -87,6 +110,11 @@ export class App {
     return this.panes.some((pane) => pane.generation);
   }
 
+  /** Whether another tab receives an answer of this conversation. */
+  get elsewhere() {
+    return this.panes.some((pane) => pane.elsewhere);
+  }
+
   #openFromAddress() {
     const id = /^#c=([0-9a-f]{32})$/.exec(location.hash)?.[1];
     if (id && id === this.conversation?.id) return;
@@ -112,7 +140,6 @@ export class App {
     this.stop();
     const sides = this.library.sides(conversation);
     this.conversation = sides[0];
-    for (const side of sides) markInterrupted(side);
     this.panes = sides.map((side, index) => new Pane(this, side, sides.length > 1 ? "AB"[index] : ""));
     const compare = sides.length > 1;
     byId("panes").classList.toggle("compare", compare);
@@ -124,6 +151,7 @@ export class App {
     this.topbar.draw();
     this.sidebar.draw();
     this.onbusy();
+    this.#resume();
   }
 
   /**
@@ -142,13 +170,13 @@ export class App {
   }
 
   onbusy() {
-    this.composer.setBusy(this.busy);
+    this.composer.setBusy(this.busy, this.elsewhere);
   }
 
   /** @param {Conversation} conversation */
-  save(conversation) {
+  async save(conversation) {
     if (!Object.keys(conversation.messages).length && !conversation.pair) return;
-    this.library
+    await this.library
       .save(conversation)
       .catch(() =>
         this.toast("The browser could not store the conversation. Its storage may be full; export or delete some."),
@@ -214,12 +242,5 @@ export class App {
     const item = h("p", { class: "toast" }, text);
     byId("toasts").append(item);
     setTimeout(() => item.remove(), TOAST + 40 * text.length);
-  }
-}
-
-/** @param {Conversation} conversation whose last answer may have been cut off when the page was closed */
-function markInterrupted(conversation) {
-  for (const message of Object.values(conversation.messages)) {
-    if (message.role === "assistant") message.finish ??= "interrupted";
   }
 }

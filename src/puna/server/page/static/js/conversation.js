@@ -36,6 +36,7 @@
  * @property {string} [error]
  * @property {boolean} [full] whether the request or the answer ended because the context is full
  * @property {string} [fingerprint]
+ * @property {number} [revision] increased before each save of an answer that arrives
  */
 
 /** @typedef {Record<string, any>} Sampling only the settings that differ from the model's defaults */

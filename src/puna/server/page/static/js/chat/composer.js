@@ -174,7 +174,7 @@ export class Composer {
 
   #send() {
     const text = this.field.value.trim();
-    if ((!text && !this.files.length) || this.app.busy) return;
+    if ((!text && !this.files.length) || this.app.busy || this.app.elsewhere) return;
     if (!this.app.models.length) return this.app.toast("The server has not named a model yet.");
     const files = this.files;
     this.files = [];
@@ -190,8 +190,13 @@ export class Composer {
     this.field.focus();
   }
 
-  /** @param {boolean} busy */
-  setBusy(busy) {
+  /**
+   * @param {boolean} busy
+   * @param {boolean} elsewhere whether another tab receives the answer
+   */
+  setBusy(busy, elsewhere) {
+    this.field.placeholder = elsewhere ? "Another tab is receiving an answer in this conversation" : "Write a message";
+    this.sendButton.disabled = elsewhere;
     const hadFocus = document.activeElement === this.stopButton;
     this.stopButton.hidden = !busy;
     this.sendButton.hidden = busy;

@@ -9,15 +9,6 @@ import { requestBody } from "../request.js";
 /** @typedef {import("../conversation.js").TokenScore} TokenScore */
 /** @typedef {{done: number, total: number, cached: number}} Progress of reading the prompt, in tokens */
 
-/**
- * Whether a tab of this browser receives the answer.
- * @param {Message} message
- */
-export async function isReceived(message) {
-  const held = (await navigator.locks?.query())?.held ?? [];
-  return held.some(({ name }) => name === message.id);
-}
-
 export class Generation {
   /**
    * @param {Conversation} conversation
@@ -52,11 +43,6 @@ export class Generation {
 
   /** Runs until the answer is complete, stopped or failed; errors are stored in the message. */
   async run() {
-    const locks = navigator.locks; // absent without HTTPS on other hosts than localhost
-    await (locks ? locks.request(this.message.id, () => this.#run()) : this.#run());
-  }
-
-  async #run() {
     const { message } = this;
     if (!message.content) delete message.reasoning; // of an answer that begins again
     delete message.error;

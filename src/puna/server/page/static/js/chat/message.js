@@ -53,6 +53,7 @@ export class MessageView {
 
   /** Shows the message again after it has changed in any way. */
   refresh() {
+    if (this.editing) return;
     const name = this.isUser ? "You" : this.message.model || "Answer";
     this.element.setAttribute("aria-label", this.isUser ? "You" : `Answer of ${name}`);
     this.head.replaceChildren(h("h2", { class: "who" }, name));
@@ -83,7 +84,8 @@ export class MessageView {
     const { message, generation } = this;
     if (!this.heat && !this.editing) {
       const end = performance.now() + BUDGET;
-      while (this.markdown?.update(message.content, !generation)) {
+      const finished = !generation && Boolean(message.finish); // without a finish, another tab receives more
+      while (this.markdown?.update(message.content, finished)) {
         if (performance.now() > end) {
           this.draw();
           break;

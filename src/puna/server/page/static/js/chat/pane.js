@@ -3,10 +3,10 @@
 import { addMessage, path, select } from "../conversation.js";
 import { h, iconButton } from "../dom.js";
 import { oncePerFrame } from "../frames.js";
-import { visible } from "../markdown/visible.js";
-import { Generation, isReceived } from "./generation.js";
+import { Generation } from "./generation.js";
+import { contextGauge, modelChoice, systemChip } from "./header.js";
+import { holding } from "./lock.js";
 import { MessageView } from "./message.js";
-import { count } from "./statistics.js";
 import { welcome } from "./welcome.js";
 
 /** @typedef {import("../conversation.js").Conversation} Conversation */
@@ -36,6 +36,8 @@ export class Pane {
     this.views = new Map();
     this.following = true;
     this.saved = 0;
+    /** Whether another tab receives the last answer. */
+    this.elsewhere = false;
     this.list = h("div", { class: "messages" });
     this.system = h("div", { class: "system" });
     this.scroller = h(
@@ -70,25 +72,9 @@ export class Pane {
   drawHeader() {
     const { app, conversation } = this;
     const name = this.label ? `Model of column ${this.label}` : "Model";
-    const choice = h("select", {
-      class: "model-choice",
-      "aria-label": name,
-      onchange: () => this.#chooseModel(choice.value),
-    });
-    const known = app.models.some(({ id }) => id === conversation.model);
-    if (conversation.model && !known)
-      choice.append(h("option", { value: conversation.model }, `${conversation.model} (not on this server)`));
-    for (const [group, adapters] of /** @type {[string, boolean][]} */ ([
-      ["Models", false],
-      ["Adapters", true],
-    ])) {
-      const models = app.models.filter(({ parent }) => (parent !== null) === adapters);
-      if (models.length)
-        choice.append(
-          h("optgroup", { label: group }, ...models.map(({ id }) => h("option", { value: id }, visible(id)))),
-        );
-    }
-    choice.value = conversation.model || this.model?.id || "";
+    const choice = modelChoice(app.models, conversation.model || this.model?.id || "", name, (model) =>
+      this.#chooseModel(model),
+    );
     this.gauge = h("div", { class: "gauge" });
     const settings = iconButton(
       "sliders",
@@ -106,18 +92,7 @@ export class Pane {
     this.header.replaceChildren(...[mark, choice, this.gauge, settings, keep].filter((item) => item !== null));
     this.#drawGauge();
     const prompt = conversation.system;
-    this.system.replaceChildren(
-      ...(prompt
-        ? [
-            h(
-              "button",
-              { type: "button", class: "system-chip", onclick: () => app.editSettings(this) },
-              h("span", { class: "system-label" }, "System"),
-              h("span", { class: "system-text" }, visible(prompt)),
-            ),
-          ]
-        : []),
-    );
+    this.system.replaceChildren(...(prompt ? [systemChip(prompt, () => app.editSettings(this))] : []));
   }
 
   /** @param {string} model */
@@ -129,24 +104,8 @@ export class Pane {
   }
 
   #drawGauge() {
-    const context = this.model?.context;
     const usage = path(this.conversation).findLast((message) => message.usage)?.usage;
-    const used = usage?.total_tokens ?? 0;
-    if (!context) return this.gauge.replaceChildren();
-    const label = `${count(used)} of ${count(context)} tokens of the context`;
-    const bar = h("meter", {
-      min: "0",
-      max: String(context),
-      high: String(0.85 * context),
-      optimum: "0",
-      value: String(used),
-      "aria-label": label,
-      title: label,
-    });
-    this.gauge.replaceChildren(
-      bar,
-      h("span", { class: "gauge-text", "aria-hidden": "true" }, `${count(used)} / ${count(context)}`),
-    );
+    this.gauge.replaceChildren(...contextGauge(usage?.total_tokens ?? 0, this.model?.context));
   }
 
   drawMessages() {
@@ -254,24 +213,44 @@ export class Pane {
   }
 
   /** @param {Message} message the last answer */
-  async continueAnswer(message) {
-    if (this.generation) return;
-    if (!message.content) return this.regenerate(message);
-    message.continued = message.content.length;
-    message.system = this.conversation.system;
-    message.parameters = this.#parameters();
-    message.model = this.conversation.model || message.model;
-    await this.#generate(message, message.edited ? [] : await this.app.library.readScores(message.id));
-    if (message.content.length === message.continued && !message.error)
-      this.app.toast("The model added nothing: it considers the answer complete.");
+  continueAnswer(message) {
+    return this.#continue(message, () => true);
   }
 
-  /** Continues the last answer if closing or reloading the page has interrupted it. */
+  /**
+   * Shows what other tabs have changed. If the last answer is not complete, another tab receives it: this tab waits until
+   * that one ends or is closed, and continues the answer in the second case.
+   */
   async resume() {
     const message = path(this.conversation).at(-1);
-    if (this.generation || message?.role !== "assistant" || message.finish !== "interrupted") return;
-    if ((await isReceived(message)) || this.generation) return;
-    return message.content ? this.continueAnswer(message) : this.#generate(message, []);
+    const isOpen = () => !message?.finish || message.finish === "interrupted";
+    if (this.generation || this.elsewhere || message?.role !== "assistant" || !isOpen()) return;
+    this.elsewhere = true;
+    this.app.onbusy();
+    await this.#continue(message, () => isOpen() && this.app.panes.includes(this) && this.isLast(message));
+  }
+
+  /**
+   * @param {Message} message
+   * @param {() => boolean} isWanted asked when no other tab receives the answer and its latest text is known
+   */
+  async #continue(message, isWanted) {
+    if (this.generation) return;
+    await holding(message.id, async () => {
+      await this.app.library.refresh(this.conversation);
+      this.elsewhere = false;
+      this.drawMessages();
+      this.app.onbusy();
+      if (this.generation || !isWanted() || !this.conversation.messages[message.id]) return;
+      message.continued = message.content.length;
+      message.system = this.conversation.system;
+      message.parameters = this.#parameters();
+      message.model = this.conversation.model || message.model;
+      const scores = message.edited || !message.content ? [] : await this.app.library.readScores(message.id);
+      await this.#generate(message, scores, true);
+      if (message.content.length === message.continued && !message.error)
+        this.app.toast("The model added nothing: it considers the answer complete.");
+    });
   }
 
   /**
@@ -342,8 +321,9 @@ export class Pane {
   /**
    * @param {Message} message
    * @param {TokenScore[]} scores
+   * @param {boolean} [held] whether this tab holds the lock of the answer
    */
-  async #generate(message, scores) {
+  async #generate(message, scores, held = false) {
     const { app, conversation } = this;
     const announcer = this.label === "B" ? null : app.announcer; // two answers at once cannot be followed by ear
     const speak = oncePerFrame(() => announcer?.update(message.content));
@@ -359,8 +339,24 @@ export class Pane {
     view.refresh();
     this.scrollToEnd();
     announcer?.start(message.content);
+    app.library.busy.add(conversation.id);
     app.onbusy();
-    app.save(conversation);
+    const receive = () => this.#receive(generation, view, announcer, speak);
+    await (held ? receive() : holding(message.id, receive));
+    app.onbusy();
+  }
+
+  /**
+   * Runs while this tab holds the lock: another tab must not see an answer without its end and without a lock.
+   * @param {Generation} generation
+   * @param {MessageView} view
+   * @param {import("./announcer.js").Announcer | null} announcer
+   * @param {ReturnType<typeof oncePerFrame>} speak
+   */
+  async #receive(generation, view, announcer, speak) {
+    const { app, conversation } = this;
+    const { message, scores } = generation;
+    this.#save(message);
     const timer = setInterval(() => view.draw(), 250); // the time shown while waiting
     await generation.run();
     clearInterval(timer);
@@ -368,15 +364,22 @@ export class Pane {
     view.draw.flush();
     speak.flush();
     conversation.updated = Date.now();
-    await app.library.saveScores(message.id, scores);
+    if (!app.library.removed.has(conversation.id)) await app.library.saveScores(message.id, scores);
     this.drawMessages();
     view.refresh();
     announcer?.finish(
       message.content,
       message.error ? `Error: ${message.error}` : message.finish === "stopped" ? "Stopped." : "Answer complete.",
     );
-    app.save(conversation);
-    app.onbusy();
+    await this.#save(message);
+    app.library.busy.delete(conversation.id);
+  }
+
+  /** @param {Message} message an answer of which this tab has more than the others */
+  #save(message) {
+    this.saved = performance.now();
+    message.revision = (message.revision ?? 0) + 1;
+    return this.app.save(this.conversation);
   }
 
   /**
@@ -387,10 +390,7 @@ export class Pane {
     if (!this.generation) return;
     view.draw();
     speak();
-    if (performance.now() - this.saved > SAVE_INTERVAL) {
-      this.saved = performance.now();
-      this.app.save(this.conversation);
-    }
+    if (performance.now() - this.saved > SAVE_INTERVAL) this.#save(view.message);
   }
 
   /** @param {Element | null | undefined} element @returns {Message | null} */

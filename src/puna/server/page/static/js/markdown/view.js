@@ -100,7 +100,8 @@ export class MarkdownView {
    */
   update(source, finished) {
     const text = visible(source);
-    if (!text.startsWith(this.text) || (this.finished && !finished)) this.clear();
+    const extended = this.finished && (!finished || text !== this.text);
+    if (extended || !text.startsWith(this.text)) this.clear();
     this.text = text;
     this.finished = finished;
     const rest = text.slice(this.committed);

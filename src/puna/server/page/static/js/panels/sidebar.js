@@ -89,6 +89,11 @@ export class Sidebar {
     const shown = query
       ? all.filter((conversation) => this.app.library.sides(conversation).some((side) => matches(side, query)))
       : all;
+    // An answer that arrives is saved often; the same buttons keep the focus.
+    const items = shown.map(({ id, title, pair, updated }) => [id, title, pair, period(updated)]);
+    const drawn = query ? "" : JSON.stringify([items, this.app.conversation?.id]);
+    if (drawn && drawn === this.drawn) return;
+    this.drawn = drawn;
     this.found.textContent = query ? `${shown.length} found` : "";
     /** @type {Map<string, Conversation[]>} */
     const groups = new Map();

@@ -36,6 +36,14 @@ class MemoryStore {
   async put(/** @type {any} */ value) {
     this.values.set(value.id, structuredClone(value));
   }
+  /**
+   * @param {any} value
+   * @param {(stored: any) => void} merge
+   */
+  async update(value, merge) {
+    merge(await this.get(value.id));
+    await this.put(value);
+  }
   async delete(/** @type {string[]} */ keys) {
     for (const key of keys) this.values.delete(key);
   }
@@ -62,6 +70,16 @@ class IndexedStore {
   }
   async put(/** @type {any} */ value) {
     await result(this.store("readwrite").put(value));
+  }
+  /**
+   * Stores a value in the transaction that reads the stored one, so that no other tab stores one in between.
+   * @param {any} value
+   * @param {(stored: any) => void} merge changes the value before it is stored; it gets undefined for a new value
+   */
+  async update(value, merge) {
+    const store = this.store("readwrite");
+    merge(await result(store.get(value.id)));
+    await result(store.put(value));
   }
   async delete(/** @type {string[]} */ keys) {
     const store = this.store("readwrite");

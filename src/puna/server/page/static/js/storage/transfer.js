@@ -278,7 +278,8 @@ export async function importDocument(library, json) {
     ({ conversation }) => library.conversations.get(conversation.id)?.updated !== conversation.updated,
   );
   const copies = added.map(({ conversation, tokens }) => {
-    if (!library.conversations.has(conversation.id)) return { original: conversation.id, conversation, tokens };
+    const known = library.conversations.has(conversation.id) || library.removed.has(conversation.id);
+    if (!known) return { original: conversation.id, conversation, tokens };
     const { copy, ids } = duplicate(conversation);
     const renamed = Object.fromEntries(Object.entries(tokens).map(([id, scores]) => [ids.get(id), scores]));
     return { original: conversation.id, conversation: copy, tokens: renamed };

@@ -1,0 +1,145 @@
+"""Two tabs of one browser: they show each other's conversations, and no save of one loses a message of the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.page.browser import Person
+
+STORED = """() => new Promise((resolve) => {
+  indexedDB.open("puna").onsuccess = ({ target: { result: database } }) => {
+    const request = database.transaction("conversations").objectStore("conversations").getAll();
+    request.onsuccess = () => { resolve(request.result); database.close(); };
+  };
+})"""
+
+
+class Tab(Person):
+    """Another tab of a person's browser, with the same conversation."""
+
+    def __init__(self, first: Person) -> None:
+        self.url, self.context, self.problems = first.page.url, first.context, first.problems
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(15_000)
+        self.page.on("pageerror", lambda error: self.problems.append(f"exception: {error}"))
+        self.page.on("console", self._on_console)
+        self.open()
+
+
+def stored(person: Person) -> list[dict[str, Any]]:
+    """Returns the conversations in the database."""
+    return person.page.evaluate(STORED)
+
+
+def contents(conversation: dict[str, Any], role: str) -> list[str]:
+    """Returns the texts of all messages of a role, of all branches."""
+    return sorted(message["content"] for message in conversation["messages"].values() if message["role"] == role)
+
+
+@pytest.fixture
+def second(person) -> Iterator[Tab]:
+    """Yields a second tab with the first tab's conversation, which has one answer."""
+    person.ask("first")
+    yield Tab(person)
+
+
+def test_tabs_show_each_others_answers(person, second):
+    for index, tab in enumerate([second, person, second, person]):
+        tab.page.bring_to_front()
+        tab.ask(f"question {index}")
+        for other in (person, second):
+            other.see(f"about “question {index}”")
+    assert person.articles.count() == second.articles.count() == 10
+    (conversation,) = stored(person)
+    assert len(conversation["messages"]) == 10
+
+
+def test_messages_sent_in_both_tabs_at_once_become_versions(person, second):
+    person.write("one")
+    second.write("two")
+    for tab, text in ((person, "one"), (second, "two")):
+        tab.page.bring_to_front()
+        tab.see(f"about “{text}”")
+        tab.wait()
+    person.page.wait_for_timeout(500)
+    (conversation,) = stored(person)
+    assert contents(conversation, "user") == ["first", "one", "two"]
+    assert len(contents(conversation, "assistant")) == 3
+    for tab in (person, second):
+        tab.reload()
+        assert "2" in tab.page.locator(".branch-place").first.inner_text()
+
+
+def test_an_answer_is_shown_in_the_other_tab_which_waits(person, second, expect):
+    person.page.bring_to_front()
+    person.write("slow")
+    person.see("Word 2 of")
+    second.page.bring_to_front()
+    second.see("Word 2 of")
+    field = second.page.get_by_role("textbox", name="Message", exact=True)
+    expect(field).to_have_attribute("placeholder", "Another tab is receiving an answer in this conversation")
+    expect(second.button("Send")).to_be_disabled()
+    person.page.bring_to_front()
+    person.button("Stop").click()
+    person.wait()
+    second.page.bring_to_front()
+    expect(second.button("Send")).to_be_enabled()
+    assert second.articles.last.locator(".body").inner_text() == person.articles.last.locator(".body").inner_text()
+    second.ask("and then")
+    assert [len(contents(stored(person)[0], role)) for role in ("user", "assistant")] == [3, 3]
+
+
+def test_the_other_tab_continues_when_the_first_is_closed(person, second):
+    person.page.bring_to_front()
+    person.write("slow")
+    person.see("Word 2 of")
+    second.page.bring_to_front()
+    second.see("Word 2 of")
+    person.page.close()
+    person.page = second.page  # for the checks at the end
+    second.see("And this is the continuation.")
+    second.wait()
+    (conversation,) = stored(second)
+    assert len(conversation["messages"]) == 4
+    second.reload()
+    assert "Word 2 of" in second.articles.last.inner_text()
+
+
+@pytest.mark.parametrize("arriving", [False, True])
+def test_a_conversation_deleted_in_one_tab_stays_deleted(person, second, expect, arriving):
+    if arriving:
+        person.page.bring_to_front()
+        person.write("slow")
+        person.see("Word 2 of")
+    second.page.bring_to_front()
+    second.button("Delete first").click()
+    second.button("Delete", second.page.get_by_role("dialog")).click()
+    person.page.bring_to_front()
+    expect(person.articles).to_have_count(0)
+    person.page.get_by_text("This conversation was deleted in another tab.").wait_for()
+    person.page.wait_for_timeout(2000)
+    assert stored(person) == []
+    person.ask("again")
+    assert [conversation["title"] for conversation in stored(person)] == ["again"]
+
+
+def test_settings_of_both_tabs_are_kept_and_exported(person, second, tmp_path: Path):
+    person.page.locator(".model-choice").select_option("poet")
+    second.page.bring_to_front()
+    second.ask("second")
+    assert second.page.locator(".model-choice").input_value() == "poet"
+    person.page.bring_to_front()
+    person.see("about “second”")
+    person.button("Export").click()
+    with person.page.expect_download() as download:
+        person.button("Export", person.page.get_by_role("dialog")).click()
+    path = tmp_path / "export.json"
+    download.value.save_as(path)
+    (conversation,) = json.loads(path.read_text())["conversations"]
+    assert conversation["model"] == "poet"
+    assert contents(conversation, "user") == ["first", "second"]
