@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from puna.errors import CheckpointError, StorageError
 from puna.formats.gguf import open_gguf
 from puna.formats.gguf_writer import write_gguf
 from puna.formats.new_tensor import NewTensor
+from puna.tokenizer.chat.templates import LLAMA_3
 from tests.helpers.commands import run_puna
 from tests.helpers.meta_models import FAMILIES, Family, hf_tensors, write_meta
 from tests.helpers.vocabularies import train_sentencepiece
@@ -299,13 +301,20 @@ def test_the_command_of_the_documentation_runs(meta: Path, tmp_path: Path, capsy
     assert "'maybe' is neither true nor false" in capsys.readouterr().err
 
 
+def write_llama_3(folder: Path, ranks: int) -> Path:
+    """Writes a model in Meta's layout with the first `ranks` tokens of Llama 3 and its 256 special tokens."""
+    llama_models = pytest.importorskip("llama_models")
+    file = Path(llama_models.__file__).parent / "llama3" / "tokenizer.model"
+    family = next(candidate for candidate in FAMILIES if candidate.name == "llama3.2-1b")
+    family = replace(family, vocab=ranks + 256)
+    write_meta(folder, family, hf_tensors(family, layers=1))
+    (folder / "tokenizer.model").write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:ranks]))
+    return folder
+
+
 @pytest.mark.slow
 def test_llama_3_gets_its_chat_template_and_end_tokens(tmp_path: Path) -> None:
-    llama_models = pytest.importorskip("llama_models")
-    ranks = Path(llama_models.__file__).parent / "llama3" / "tokenizer.model"
-    family = next(candidate for candidate in FAMILIES if candidate.name == "llama3.2-1b")
-    folder = write_meta(tmp_path / "meta", family, hf_tensors(family, layers=1))
-    shutil.copy(ranks, folder / "tokenizer.model")
+    folder = write_llama_3(tmp_path / "meta", 128000)
     assert documented_command(["--input_dir", str(folder), "--output_dir", str(tmp_path / "hf"), "--instruct"]) == 0
     checkpoint = open_checkpoint(tmp_path / "hf")
     assert checkpoint.generation_config is not None
@@ -315,27 +324,43 @@ def test_llama_3_gets_its_chat_template_and_end_tokens(tmp_path: Path) -> None:
     assert ids[:2] == [128000, 128006] and len(tokenizer) == 128256
     run = run_convert(tmp_path / "hf", tmp_path / "back", "--to", "meta", "--json")
     assert run.returncode == 0 and json.loads(run.stdout)["notes"] == []
-    assert (tmp_path / "back" / "tokenizer.model").read_bytes().split() == ranks.read_bytes().split()
-    run = run_convert(folder, tmp_path / "direct.gguf", "--to", "gguf", "--quantize", "q8_0", "--instruct")
-    assert run.returncode == 0 and load_tokenizer(tmp_path / "direct.gguf").chat_template == tokenizer.chat_template
-    convert(folder, tmp_path / "base", to="hf")
-    GenerationConfig(bos_token_id=128000, eos_token_id=128001).save_pretrained(tmp_path / "base")
-    convert(tmp_path / "base", tmp_path / "chat", to="hf", instruct=True)
-    assert GenerationConfig.from_pretrained(tmp_path / "chat").eos_token_id == [128001, 128009]
-    file = open_gguf(tmp_path / "direct.gguf")
-    removed = ("tokenizer.chat_template", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
-    keys = {key: value for key, value in file.metadata.items() if key not in removed}
-    tensors = [NewTensor(t.name, t.format, t.shape, np.array(t.data)) for t in file.tensors.values()]
-    write_gguf(tmp_path / "bare.gguf", keys, tensors)
-    convert(tmp_path / "bare.gguf", tmp_path / "chat.gguf", to="gguf", instruct=True)
-    assert open_gguf(tmp_path / "chat.gguf").metadata["tokenizer.ggml.eot_token_id"] == 128009
-    run = run_convert(tmp_path / "direct.gguf", tmp_path / "second.gguf", "--to", "gguf", "--instruct")
-    assert run.returncode == 1 and "has a chat template already" in run.stderr
-    run = run_convert(tmp_path / "hf", tmp_path / "m.gguf", "--to", "gguf", "--quantize", "q8_0")
-    assert run.returncode == 0, run.stderr
+    model = (folder / "tokenizer.model").read_bytes()
+    assert (tmp_path / "back" / "tokenizer.model").read_bytes().split() == model.split()
+    run = run_convert(folder, tmp_path / "m.gguf", "--to", "gguf", "--quantize", "q8_0", "--instruct")
+    assert run.returncode == 0 and load_tokenizer(tmp_path / "m.gguf").chat_template == tokenizer.chat_template
     converted, original = load_tokenizer(tmp_path / "m.gguf"), load_tokenizer(folder)
     for text in ("Hello, world 12345 don't", "  été\n\n 日本 🦙"):
         assert converted.encode(text) == original.encode(text)
     keys = open_gguf(tmp_path / "m.gguf").metadata
     assert keys["tokenizer.ggml.pre"] == "llama-bpe"
     assert {keys[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot", "eom")} == {128001, 128008, 128009}
+
+
+@pytest.mark.slow
+def test_llama_3_gets_its_chat_template_from_every_layout(tmp_path: Path) -> None:
+    """With a small vocabulary, since all of these conversions write the tokenizer."""
+    ranks = 2000
+    folder = write_llama_3(tmp_path / "meta", ranks)
+    convert(folder, tmp_path / "base", to="hf")
+    ends = {"bos_token_id": ranks, "eos_token_id": ranks + 1}
+    GenerationConfig(**ends).save_pretrained(tmp_path / "base")
+    config = tmp_path / "base" / "config.json"  # has the ids of the complete vocabulary
+    config.write_text(json.dumps(json.loads(config.read_text()) | ends))
+    convert(tmp_path / "base", tmp_path / "chat", to="hf", instruct=True)
+    assert GenerationConfig.from_pretrained(tmp_path / "chat").eos_token_id == [ranks + 1, ranks + 9]
+    every_end = [ranks + 1, ranks + 8, ranks + 9]
+    GenerationConfig(bos_token_id=ranks, eos_token_id=every_end).save_pretrained(tmp_path / "chat")
+    convert(tmp_path / "chat", tmp_path / "m.gguf", to="gguf", quantize="q8_0")
+    keys = open_gguf(tmp_path / "m.gguf").metadata
+    assert [keys[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eom", "eot")] == every_end
+    run = run_convert(tmp_path / "base", tmp_path / "direct.gguf", "--to", "gguf", "--quantize", "q8_0", "--instruct")
+    assert run.returncode == 0 and load_tokenizer(tmp_path / "direct.gguf").chat_template == LLAMA_3
+    file = open_gguf(tmp_path / "direct.gguf")
+    removed = ("tokenizer.chat_template", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+    keys = {key: value for key, value in file.metadata.items() if key not in removed}
+    tensors = [NewTensor(t.name, t.format, t.shape, np.array(t.data)) for t in file.tensors.values()]
+    write_gguf(tmp_path / "bare.gguf", keys, tensors)
+    convert(tmp_path / "bare.gguf", tmp_path / "chat.gguf", to="gguf", instruct=True)
+    assert open_gguf(tmp_path / "chat.gguf").metadata["tokenizer.ggml.eot_token_id"] == ranks + 9
+    run = run_convert(tmp_path / "direct.gguf", tmp_path / "second.gguf", "--to", "gguf", "--instruct")
+    assert run.returncode == 1 and "has a chat template already" in run.stderr
