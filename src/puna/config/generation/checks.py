@@ -45,8 +45,8 @@ def check_relations(fields: Mapping[str, Any]) -> None:
 def _check_groups(fields: Mapping[str, Any], beams: int, groups: int) -> None:
     sampled, penalty = bool(fields["do_sample"]), fields["diversity_penalty"] or 0.0
     constrained = fields["constraints"] is not None or fields["force_words_ids"] is not None
-    if constrained and sampled:
-        raise ConfigError("constraints and force_words_ids need do_sample=False, but do_sample is True")
+    if fields["constraints"] is not None and sampled:
+        raise ConfigError("constraints need do_sample=False, but do_sample is True")
     if constrained and groups > 1:
         raise ConfigError(f"constraints and force_words_ids need num_beam_groups=1, but it is {groups}")
     if groups == 1 and penalty == 0.0:
@@ -82,6 +82,10 @@ def minor_issues(fields: Mapping[str, Any], assigned: Collection[str] | None = N
                     f"do_sample is not True, but {name} is {show(changed[name])}, which only sampling uses; set "
                     f"do_sample=True or remove {name}"
                 )
+    elif fields["force_words_ids"] is not None and (assigned is None or "do_sample" in assigned):
+        issues["do_sample"] = (
+            "do_sample is True, but force_words_ids selects a beam search that draws no tokens; remove do_sample"
+        )
     if (fields["num_beams"] or 1) == 1:
         for name in _BEAMS_ONLY:
             if name in changed:

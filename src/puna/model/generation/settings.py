@@ -74,7 +74,7 @@ def merge_settings(
             setattr(settings, name, getattr(defaults, name))
     fields = {*options, *ineffective} - ({"temperature"} if settings.temperature == 0 else set())
     settings.validate(user_set_attributes=fields)
-    if settings.temperature == 0:
+    if settings.temperature == 0 or settings.force_words_ids is not None:
         settings.do_sample = False
         settings.validate(user_set_attributes=())
     _check_supported(settings)

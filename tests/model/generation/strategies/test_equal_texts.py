@@ -18,6 +18,7 @@ from torch import Tensor
 
 import puna
 from puna import LlamaConfig
+from puna.errors import PunaError
 from puna.model.generation.outputs import GenerateOutput
 from tests.helpers.reference_models import transformers_config
 from tests.model.generation.strategies.cases import (
@@ -25,6 +26,7 @@ from tests.model.generation.strategies.cases import (
     RELEASES,
     ROOT,
     Call,
+    constraint_of,
     golden_call,
     random_call,
     run_release,
@@ -135,6 +137,37 @@ def test_direct_methods_return_the_recorded_texts_of_transformers_4(name: str, i
     record = RECORDS[f"direct_{name}"][index]
     call = golden_call(name, record["number"])
     check(call, direct_search(call), record)
+
+
+@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("family", ["diverse", "constrained", "contrastive"])
+def test_embeddings_have_the_answers_and_scores_of_their_ids(family: str, number: int) -> None:
+    call = random_call(family, number)
+    options: dict[str, Any] = {**call.options, "return_dict_in_generate": True, "output_scores": True}
+    for name in ("repetition_penalty", "no_repeat_ngram_size"):  # they depend on the ids of the prompt
+        options.pop(name, None)
+    if "constraints" in options:
+        options["constraints"] = [constraint_of(fields) for fields in options["constraints"]]
+    ids = torch.tensor([[1], [9]])  # transformers 4.34 counts embeddings as one token; no constraint has these
+    embeddings = call.model.get_input_embeddings()(ids).detach()
+    expected = call.model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+    result = call.model.generate(inputs_embeds=embeddings, **options)
+    assert result.sequences.tolist() == expected.sequences[:, 1:].tolist()
+    if family != "contrastive":
+        close(result.sequences_scores, expected.sequences_scores)
+
+
+def test_forced_words_with_sampling_are_a_beam_search_that_draws_nothing() -> None:
+    call = random_call("constrained", 0)
+    options: dict[str, Any] = {"num_beams": 4, "max_new_tokens": 6, "force_words_ids": [[50, 51]], "eos_token_id": 2}
+    expected = call.model.generate(call.ids, attention_mask=call.mask, pad_token_id=0, **options)
+    options |= {"do_sample": True, "temperature": 0.5, "top_k": 3}
+    with pytest.warns(UserWarning, match="force_words_ids selects a beam search that draws no tokens"):
+        result = call.model.generate(call.ids, attention_mask=call.mask, pad_token_id=0, **options)
+    assert result.tolist() == expected.tolist()
+    options["constraints"] = [puna.PhrasalConstraint([50])]
+    with pytest.raises(PunaError, match="constraints need do_sample=False"):
+        call.model.generate(call.ids, attention_mask=call.mask, pad_token_id=0, **options)
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ class _Beams:
 def diverse_beam_search(decoding: Decoding) -> GenerateBeamDecoderOnlyOutput:
     """Beam search in groups; tokens that earlier groups chose in the same step get `diversity_penalty`."""
     settings, prompt = decoding.settings, decoding.prompt
-    max_length = prompt.ids.shape[1] + decoding.limit
+    max_length = (prompt.ids.shape[1] or 1) + decoding.limit  # `_counted` adds the 1
     scorer = BeamSearchScorer(
         len(prompt.ids) // settings.num_beams,
         settings.num_beams,
@@ -76,7 +76,7 @@ def constrained_beam_search(decoding: Decoding) -> GenerateBeamDecoderOnlyOutput
     constraints = list(settings.constraints or ())
     if settings.force_words_ids is not None:
         constraints += forced_words(settings.force_words_ids)
-    max_length = prompt.ids.shape[1] + decoding.limit
+    max_length = (prompt.ids.shape[1] or 1) + decoding.limit  # `_counted` adds the 1
     scorer = ConstrainedBeamSearchScorer(
         len(prompt.ids) // settings.num_beams,
         settings.num_beams,
@@ -108,11 +108,11 @@ def scored_search(decoding: Decoding, search: ScoredSearch) -> GenerateBeamDecod
     decoding.wait_for_others(beams.ids, mask, cache)
     assert chosen is not None
     result = scorer.finalize(
-        beams.ids, beams.scores, *chosen, pad_token_id=decoding.pad, eos_token_id=_ends(decoding),
+        _counted(beams.ids, decoding), beams.scores, *chosen, pad_token_id=decoding.pad, eos_token_id=_ends(decoding),
         max_length=search.max_length, beam_indices=None if beams.parents is None else tuple(beams.parents),
     )  # fmt: skip
     return GenerateBeamDecoderOnlyOutput(
-        result["sequences"],
+        result["sequences"] if decoding.prompt.ids.shape[1] else result["sequences"][:, 1:],
         sequences_scores=result["sequence_scores"] if decoding.requests("scores") else None,
         beam_indices=result["beam_indices"],
         **decoding.optional_outputs(cache),
@@ -160,7 +160,7 @@ def _advance(
         if search.constrained:
             extra["scores_for_all_vocab"] = total
         result = search.scorer.process(
-            beams.ids[rows], *candidates, pad_token_id=decoding.pad, eos_token_id=_ends(decoding),
+            _counted(beams.ids[rows], decoding), *candidates, pad_token_id=decoding.pad, eos_token_id=_ends(decoding),
             beam_indices=history, **extra,
         )  # fmt: skip
         origins[rows] = rows[result["next_beam_indices"]]
@@ -170,6 +170,13 @@ def _advance(
         parents = [(*beams.parents[origin], origin) for origin in origins.tolist()]
     ids = torch.cat((beams.ids[origins], current[:, None]), dim=1)
     return _Beams(ids, totals, parents), origins, recorded, chosen
+
+
+def _counted(ids: Tensor, decoding: Decoding) -> Tensor:
+    """Returns the ids whose number divides the scores. Embeddings without ids count as one token, as in 4.34."""
+    if decoding.prompt.ids.shape[1]:
+        return ids
+    return torch.cat((ids.new_full((len(ids), 1), -1), ids), dim=1)  # no constraint has the token -1
 
 
 def _candidates(decoding: Decoding, total: Tensor, search: ScoredSearch) -> tuple[Tensor, Tensor, Tensor]:
