@@ -191,3 +191,9 @@ def test_progress_is_reported(tokenizer):
     rows = [{"text": "a b"}] * 300
     read_examples(rows, tokenizer, DataOptions(), lambda done, total: calls.append((done, total)))
     assert calls == [(128, 300), (256, 300), (300, 300)]
+
+
+def test_rows_of_a_classifier_are_an_error_that_names_its_task():
+    tokenizer = load_tokenizer(LAYOUTS["hf"])
+    with pytest.raises(DataError, match=r"'message', 'kind'.*map your columns.*or use the task classify"):
+        read_examples([{"message": "Where is my tent?", "kind": "shipping"}], tokenizer, DataOptions())

@@ -208,7 +208,10 @@ def _missing(row: Row, candidates: list[str]) -> str:
         return f"the format {candidates[0]} needs {' and '.join(LAYOUTS[candidates[0]].required)}; the row has " + (
             f"{_names(row)}; {remedy}"
         )
-    return f"no format has the columns of this row, {_names(row)}; formats and their columns are {_SHOWN}. {remedy}"
+    return (
+        f"no format has the columns of this row, {_names(row)}; formats and their columns are {_SHOWN}. {remedy}; or "
+        "use the task classify if a column has the labels of texts"
+    )
 
 
 def _example(row: Row, candidates: list[str]) -> str:
