@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gguf import quants
 
+from puna import load_tokenizer
 from puna.checkpoint import Checkpoint, locate, locate_model, open_checkpoint
 from puna.errors import CheckpointError, ConfigError, ModelNotFoundError, PunaError
 from tests.helpers.tiny_checkpoints import (
@@ -385,3 +386,9 @@ def test_generation_config_is_read(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 6], "temperature": 0.6, "do_sample": true}')
     generation = open_checkpoint(tmp_path).generation_config
     assert generation is not None and generation.eos_token_id == [5, 6] and generation.temperature == 0.6
+
+
+@pytest.mark.parametrize("read", [open_checkpoint, load_tokenizer])
+def test_devices_are_not_reported_as_missing(read: Any) -> None:
+    with pytest.raises(PunaError, match="/dev/null: a special file; give a regular file"):
+        read("/dev/null")

@@ -36,6 +36,8 @@ _DIFFERENCES = (
      "as 4.34, so that `generate()` and `model.beam_search` may rank texts differently"),
     ("`generate(inputs_embeds=...)` without ids", "returns BOS and the new tokens", "returns the new tokens",
      "as 5.23"),
+    ("contrastive search of prompts with padding", "tokens are also compared with the states of padding",
+     "no such search", "padding is ignored, so that a prompt has the same answer alone and in a batch"),
     ("`InfNanRemoveLogitsProcessor`", "keeps minus infinity", "replaces it by the lowest number", "as 5.23"),
     ("`PhrasalConstraint.reset()`", "counts the first token as generated", "no such class",
      "returns to the start of the phrase"),

@@ -113,6 +113,7 @@ def find_model(path: Path, has_config: bool = False) -> Path:
             )
         return path
     if not path.is_dir():
+        has_file(path, CheckpointError)  # raises for a device or a link to nothing
         raise ModelNotFoundError(f"{path}: no such file or folder; give a Hugging Face folder or a GGUF file")
     os.scandir(path).close()  # glob() ignores a folder that cannot be read
     refuse_adapter(path)

@@ -180,6 +180,7 @@ def find(path: Path, prefer: str = _JSON) -> tuple[Path, Kind]:
     if path.is_file():
         return path, sniff(path)
     if not path.is_dir():
+        has_file(path, TokenizerError)  # raises for a device or a link to nothing
         raise ModelNotFoundError(
             f"{path}: no such folder or file; give a local path, or owner/name on the Hugging Face hub"
         )
