@@ -21,7 +21,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
-# Modules are compiled when they are first imported: most modules of PyTorch and transformers never are.
+# Modules are compiled when they are first imported: most modules of PyTorch and transformers never are. Python must be
+# allowed to store them, or each of the many processes that tests start compiles them again.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(PIP) install --no-compile --constraint constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := --numprocesses 2 --dist worksteal
