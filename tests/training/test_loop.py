@@ -208,6 +208,17 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer_step(data, tmp_pat
     assert healthy.losses and '"failed"' in (tmp_path / "a" / "run.json").read_text()
 
 
+def test_a_weight_that_is_not_finite_is_named(data, tmp_path, registered):
+    model = LlamaForCausalLM.from_pretrained(MODEL)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[3, 5] = math.nan
+    model.save_pretrained(tmp_path / "model")
+    load_tokenizer(MODEL).save_pretrained(tmp_path / "model")
+    with pytest.raises(TrainingError, match=r"step 1 was not done.*layers\.1\.mlp\.down_proj.* not finite") as error:
+        train(str(tmp_path / "model"), data, output=tmp_path / "a", steps=4, **OPTIONS)
+    assert "Correct these rows" not in str(error.value)
+
+
 def test_a_spike_stops_before_the_optimizer_step(data, tmp_path, registered, monkeypatch):
     class Spike(Poisoned):
         factor, from_step = 30.0, 24

@@ -21,7 +21,7 @@ from puna.training.metrics import is_better
 from puna.training.optimizers.schedules import rate_at
 from puna.training.plan import Plan
 from puna.training.safety import Interrupts, Movement, SpikeDetector, TrainingInterrupted
-from puna.training.safety.rows import describe_rows
+from puna.training.safety.rows import describe_rows, remedy
 from puna.training.settings import TrainingSettings
 from puna.training.trainer import StepResult, Trainer
 
@@ -194,7 +194,7 @@ class Loop:
         where = f"batch {worst + 1} of {len(batches)}" if len(batches) > 1 else "the batch"
         raise TrainingError(
             f"step {step + 1} was not done: {fault}. The parameters are those after step {step}. In {where}: "
-            f"{describe_rows(batches[worst], self.trainer)}. Correct these rows or lower the learning rate"
+            f"{describe_rows(batches[worst], self.trainer)}. {remedy(self.trainer)}"
         )
 
     def _is_evaluation_due(self) -> bool:

@@ -97,13 +97,14 @@ def test_new_text_does_not_change_the_styles_of_the_text_before(browser, person,
 @pytest.mark.timing
 @pytest.mark.parametrize("text", ["long", *(f"kind {kind}" for kind in KINDS if kind not in SLOWER)])
 def test_an_answer_of_10000_tokens_keeps_frames_under_50_ms(person, text):
+    limit = FRAME if text == "long" else FRAME + 1  # texts of one kind may need three refreshes of 1/60 s, 50.0 ms
     for _ in range(3):  # other processes also delay frames
         person.button("New conversation").click()
         receive(person, text)
         times = sorted(person.page.evaluate("__frames.slice(1)"))
-        if times[-1] < FRAME + 1:  # the clock of frames has steps of 1/60 s: less than 50 ms of work end in the third
+        if times[-1] < limit:
             break
-    assert times[-1] < FRAME + 1, times[-5:]
+    assert times[-1] < limit, times[-5:]
 
 
 @pytest.mark.slow

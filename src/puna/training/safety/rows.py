@@ -1,4 +1,4 @@
-"""The rows of a batch, for messages."""
+"""The rows of a batch, and what to do about a loss that is not usable, for messages."""
 
 from __future__ import annotations
 
@@ -30,6 +30,14 @@ def describe_rows(batch: Batch, trainer: Trainer | None = None) -> str:
     ]
     more = len(batch.lengths) - len(rows)
     return "; ".join(rows) + (f"; and {more} more" if more else "")
+
+
+def remedy(trainer: Trainer) -> str:
+    """Returns what to do about a step that cannot be done: a tensor of the model may be the cause, or its rows."""
+    for name, tensor in trainer.trainable.model.named_parameters():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            return f"The model's {name} has values that are not finite; train another copy of the model"
+    return "Correct these rows or lower the learning rate"
 
 
 def _document(batch: Batch, index: int) -> Batch:
