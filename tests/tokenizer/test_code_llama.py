@@ -12,7 +12,7 @@ import pytest
 
 import puna.tokenizer
 from puna.errors import TokenizerError
-from puna.tokenizer import AutoTokenizer, CodeLlamaTokenizer, CodeLlamaTokenizerFast
+from puna.tokenizer import AutoTokenizer, CodeLlamaTokenizer, CodeLlamaTokenizerFast, LlamaTokenizer
 from tests.helpers.vocabularies import random_texts
 from tests.oracles import tokenizer_calls
 
@@ -129,3 +129,17 @@ def test_the_pipeline_itself_can_encode_gaps(sp_model):
     ids = tokenizer.backend_tokenizer.encode(" the", "llama").ids
     tokenizer.set_infilling_processor(True)
     assert ids == tokenizer.encode("the", "llama", suffix_first=True) and tokenizer.encode("the llama") == before
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_tokens_of_infilling_given_at_loading_are_in_the_vocabulary(cls, sp_model):
+    """4.34.1 returns the same ids."""
+    folder, size = sp_model.parent, len(LlamaTokenizer(sp_model))
+    tokenizer = cls.from_pretrained(folder, prefix_token="<P>", eot_token="<E>")
+    assert tokenizer.additional_special_tokens == ["<P>", "▁<MID>", "▁<SUF>", "<E>"]
+    assert (tokenizer.prefix_id, tokenizer.eot_id, len(tokenizer)) == (size, size + 3, size + 4)
+    assert tokenizer.encode("a<FILL_ME>b")[:2] == [1, size]
+    none = dict.fromkeys(("prefix_token", "middle_token", "suffix_token", "eot_token"))
+    assert len(cls.from_pretrained(folder, **none)) == size
+    loaded = AutoTokenizer.from_pretrained(folder, prefix_token="<P>")
+    assert loaded.init_kwargs["prefix_token"] == "<P>"  # kept, without a meaning for this class

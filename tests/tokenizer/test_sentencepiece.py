@@ -103,6 +103,15 @@ def test_a_single_word_token_inside_a_word_is_text(sp_model):
     assert len(tokenizer) - 1 in tokenizer.encode("a lam b")
 
 
+def test_a_single_word_token_that_strips_all_of_its_neighbour_is_a_token(sp_model):
+    """4.34.1 and 5.23 return these ids; the token must not become text while its white space is lost."""
+    tokenizer = LlamaTokenizer(sp_model)
+    tokenizer.add_tokens([AddedToken("lam", lstrip=True, single_word=True), AddedToken("<b>")])
+    tokenizer.add_tokens([AddedToken("end", rstrip=True, single_word=True)])
+    assert tokenizer.encode("<b>\nlam", add_special_tokens=False) == [421, 420]
+    assert tokenizer.encode("end\n", add_special_tokens=False) == [422]
+
+
 @pytest.mark.parametrize("legacy", [True, False])
 def test_methods_equal_those_of_the_transformers_class(sp_model, legacy):
     tokenizer = LlamaTokenizer(sp_model, legacy=legacy, add_eos_token=True)

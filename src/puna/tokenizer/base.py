@@ -357,14 +357,7 @@ class TokenizerBase(SuperclassInterface):
             TokenizerError: the files cannot be read or need the other tokenizer class, or an argument is unknown.
         """
         path, constructor_arguments, other = split_hub_arguments(pretrained_model_name_or_path, arguments)
-        tokenizer = cls.from_recipe(cls._recipe(path, constructor_arguments))
-        tokenizer.keep_arguments(other)
-        return tokenizer
-
-    def keep_arguments(self, arguments: Mapping[str, Any]) -> None:
-        """Keeps arguments that are not settings of a tokenizer; `save_pretrained` writes them, as in transformers."""
-        self.other_config |= arguments
-        self.init_kwargs |= arguments
+        return cls.from_recipe(cls._recipe(path, constructor_arguments).with_other(other))
 
     @classmethod
     @abstractmethod

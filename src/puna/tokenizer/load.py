@@ -105,9 +105,7 @@ class AutoTokenizer:
                 stacklevel=2,
             )
         fast: type[LlamaTokenizerFast] = getattr(classes, f"{name}Fast")
-        tokenizer = fast.from_recipe(auto_recipe(path, constructor_arguments))
-        tokenizer.keep_arguments(other)
-        return tokenizer
+        return fast.from_recipe(auto_recipe(path, constructor_arguments).with_other(other))
 
     @staticmethod
     def register(config_class: type, *tokenizer_classes: type | None, **arguments: Any) -> None:

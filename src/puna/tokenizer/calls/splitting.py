@@ -27,29 +27,29 @@ def split_at_tokens(
     """
     if pattern is None:
         return [(text, False)] if text else []
-    pieces = pattern.split(text)  # text, token, text, token, ..., text
-    parts = [(piece, index % 2 == 1) for index, piece in enumerate(pieces) if piece]
-    for index, (piece, is_token) in enumerate(parts):
-        token = token_of(piece) if is_token else None
+    parts = [piece for piece in pattern.split(text) if piece]
+    for index, piece in enumerate(parts):
+        token = token_of(piece) if pattern.fullmatch(piece) else None
         if token is not None:
             _apply_flags(parts, index, token)
-    return [(piece, is_token) for piece, is_token in parts if piece]
+    return [(piece, pattern.fullmatch(piece) is not None) for piece in parts if piece]
 
 
-def _apply_flags(parts: list[tuple[str, bool]], index: int, token: AddedToken) -> None:
-    """Applies the flags of the token in part `index`: strips the parts next to the token, or joins it to one as text.
+def _apply_flags(parts: list[str], index: int, token: AddedToken) -> None:
+    """Applies the flags of the token in part `index`: strips the parts next to the token, or joins it to one of them.
 
-    As in transformers, a neighbouring token counts as a word, and becomes text if the token is joined to it.
+    As in transformers, a neighbouring token counts as a word, and becomes text if the token is joined to it. A token
+    that is joined to a part of which nothing is left remains a token.
     """
-    left, left_is_token = parts[index - 1] if index > 0 else ("", False)
-    right, right_is_token = parts[index + 1] if index + 1 < len(parts) else ("", False)
+    left = parts[index - 1] if index > 0 else ""
+    right = parts[index + 1] if index + 1 < len(parts) else ""
     if token.rstrip and right:
-        parts[index + 1] = right.lstrip(), right_is_token
+        parts[index + 1] = right.lstrip()
     if token.lstrip and left:
-        parts[index - 1] = left.rstrip(), left_is_token
+        parts[index - 1] = left.rstrip()
     if token.single_word and left and left[-1] != " ":
-        parts[index - 1] = parts[index - 1][0] + token.content, False
-        parts[index] = "", False
+        parts[index - 1] += token.content
+        parts[index] = ""
     elif token.single_word and right and right[0] != " ":
-        parts[index + 1] = token.content + parts[index + 1][0], False
-        parts[index] = "", False
+        parts[index + 1] = token.content + parts[index + 1]
+        parts[index] = ""

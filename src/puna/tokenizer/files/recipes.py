@@ -6,9 +6,10 @@ Nothing here creates a tokenizer: `LlamaTokenizer` and `LlamaTokenizerFast` have
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from puna.errors import ModelNotFoundError, TokenizerError, show
 from puna.files import group_parts, has_file, read_json, reading_errors
@@ -67,6 +68,14 @@ class Recipe:
     add_bos: bool | None = None
     add_eos: bool | None = None
     notes: tuple[str, ...] = ()
+
+    def with_other(self, arguments: Mapping[str, Any]) -> Recipe:
+        """Returns the recipe with arguments that only some tokenizers have, or none; they override the files.
+
+        `save_pretrained` writes those that no tokenizer has, as in transformers.
+        """
+        other = {**self.arguments.get("other_config", {}), **arguments}
+        return replace(self, arguments=self.arguments | Arguments(other_config=other))
 
 
 @reading_errors(TokenizerError)

@@ -84,17 +84,11 @@ class Infilling(TokenizerBase):
         """The id of `eot_token`."""
         return cast("int | None", self.convert_tokens_to_ids(self.eot_token))
 
-    def keep_arguments(self, arguments: Mapping[str, Any]) -> None:
-        """Keeps arguments that are not settings of Llama's tokenizers, and applies those of Code Llama's."""
-        super().keep_arguments(arguments)
-        self._apply(_split_settings(self.other_config, {}))
-
     def _apply(self, settings: Mapping[str, Any]) -> None:
         """Sets the tokens and the order of infilling."""
-        tokens: dict[str, str | None] = getattr(self, "_infill_tokens", {})
-        self._infill_tokens = tokens | {name: settings[name] for name in _TOKENS[:4] if name in settings}
-        self.fill_token = settings.get("fill_token", getattr(self, "fill_token", None))
-        self.suffix_first = bool(settings.get("suffix_first", getattr(self, "suffix_first", False)))
+        self._infill_tokens = {name: settings[name] for name in _TOKENS[:4]}
+        self.fill_token = settings["fill_token"]
+        self.suffix_first = bool(settings["suffix_first"])
         self.init_kwargs |= settings
 
     def _infill(self, item: Input, arguments: Mapping[str, Any]) -> Input:
