@@ -353,6 +353,10 @@ def test_llama_3_gets_its_chat_template_from_every_layout(tmp_path: Path) -> Non
     convert(tmp_path / "chat", tmp_path / "m.gguf", to="gguf", quantize="q8_0")
     keys = open_gguf(tmp_path / "m.gguf").metadata
     assert [keys[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eom", "eot")] == every_end
+    assert keys["tokenizer.ggml.pre"] == "llama-bpe"
+    converted, original = load_tokenizer(tmp_path / "m.gguf"), load_tokenizer(tmp_path / "chat")
+    for text in ("Hello, world 12345 don't", "  été\n\n 日本 🦙"):
+        assert converted.encode(text) == original.encode(text)
     run = run_convert(tmp_path / "base", tmp_path / "direct.gguf", "--to", "gguf", "--quantize", "q8_0", "--instruct")
     assert run.returncode == 0 and load_tokenizer(tmp_path / "direct.gguf").chat_template == LLAMA_3
     file = open_gguf(tmp_path / "direct.gguf")

@@ -11,6 +11,7 @@ from puna.backend import PAGE, Outputs, check_batch
 from puna.engine import Engine, LoadedAdapter, Request
 from puna.errors import BackendError, RequestError
 from tests.engine.recorder import VOCAB, Recorder, drain, next_token, tokens_of
+from tests.helpers.properties import FACTOR
 
 OWNER = 1000
 """Stored tokens of adapter n are increased by n * OWNER."""
@@ -223,7 +224,7 @@ def test_limits_count_virtual_tokens():
 
 def test_random_schedules_with_adapters_on_a_small_cache():
     random, counts = np.random.default_rng(11), Counter()
-    for _ in range(40):
+    for _ in range(40 * FACTOR):
         engine = Engine(
             AdapterRecorder(int(random.integers(6, 14)), context=384),
             int(random.integers(1, 6)),

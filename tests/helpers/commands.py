@@ -6,7 +6,6 @@ Each command has other tests that start it as a user does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from subprocess import CompletedProcess
 
 from typer.testing import CliRunner
@@ -14,11 +13,9 @@ from typer.testing import CliRunner
 from puna.cli import app
 
 
-def run_puna(
-    *arguments: object, input: str | None = None, variables: Mapping[str, str | None] | None = None
-) -> CompletedProcess[str]:
-    """Runs `puna` with these arguments and environment variables; an exception that it does not handle is raised."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=input, env=variables)
+def run_puna(*arguments: object) -> CompletedProcess[str]:
+    """Runs `puna` with these arguments; an exception that it does not handle is raised."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)

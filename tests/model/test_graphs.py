@@ -65,8 +65,13 @@ def assert_equal_outputs(result: CausalLMOutputWithPast, expected: CausalLMOutpu
 
 @pytest.mark.parametrize(
     ("rope", "every"),
-    [("default", INPUTS), ("llama3", ("ids", "all")), ("dynamic", INPUTS), ("longrope", ("ids", "all"))],
-    ids=ROPES,
+    [
+        pytest.param("default", INPUTS, id="default"),
+        pytest.param("llama3", ("ids", "all"), id="llama3"),
+        pytest.param("dynamic", INPUTS, id="dynamic"),
+        pytest.param("longrope", ("ids", "all"), id="longrope"),
+        *(pytest.param(rope, INPUTS, id=f"{rope}-every", marks=pytest.mark.soak) for rope in ("llama3", "longrope")),
+    ],
 )
 @torch.no_grad()
 def test_a_compiled_model_is_one_graph_for_all_inputs(rope: str, every: Iterable[str]) -> None:
@@ -110,7 +115,13 @@ def test_a_compiled_model_trains(recompute: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rope", "name"), [*(("default", name) for name in INPUTS), ("dynamic", "ids"), ("dynamic", "all")]
+    ("rope", "name"),
+    [
+        *(("default", name) for name in INPUTS),
+        ("dynamic", "ids"),
+        ("dynamic", "all"),
+        *(pytest.param("dynamic", name, marks=pytest.mark.soak) for name in INPUTS if name not in ("ids", "all")),
+    ],
 )
 @torch.no_grad()
 def test_an_exported_model_accepts_other_sizes_of_batch_and_text(rope: str, name: str) -> None:
