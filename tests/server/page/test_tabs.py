@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,25 @@ def contents(conversation: dict[str, Any], role: str) -> list[str]:
     return sorted(message["content"] for message in conversation["messages"].values() if message["role"] == role)
 
 
+def answers(person: Person) -> list[dict[str, Any]]:
+    """Returns the answers in the database, of all conversations and branches."""
+    messages = [message for conversation in stored(person) for message in conversation["messages"].values()]
+    return [message for message in messages if message["role"] == "assistant"]
+
+
+def ended(person: Person) -> list[dict[str, Any]]:
+    """Returns the answers in the database that have an end."""
+    return [message for message in answers(person) if "finish" in message]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Waits until a condition holds."""
+    end = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < end, "the condition does not hold after 15 s"
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def second(person) -> Iterator[Tab]:
     """Yields a second tab with the first tab's conversation, which has one answer."""
@@ -60,13 +80,15 @@ def test_tabs_show_each_others_answers(person, second):
 
 
 def test_messages_sent_in_both_tabs_at_once_become_versions(person, second):
-    person.write("one")
-    second.write("two")
+    for tab, text in ((person, "one"), (second, "two")):
+        tab.page.get_by_role("textbox", name="Message", exact=True).fill(text)
+    for tab in (person, second):
+        tab.page.keyboard.press("Enter")
     for tab, text in ((person, "one"), (second, "two")):
         tab.page.bring_to_front()
         tab.see(f"about “{text}”")
         tab.wait()
-    person.page.wait_for_timeout(500)
+    wait_for(lambda: len(ended(person)) == 3)
     (conversation,) = stored(person)
     assert contents(conversation, "user") == ["first", "one", "two"]
     assert len(contents(conversation, "assistant")) == 3
@@ -143,3 +165,39 @@ def test_settings_of_both_tabs_are_kept_and_exported(person, second, tmp_path: P
     (conversation,) = json.loads(path.read_text())["conversations"]
     assert conversation["model"] == "poet"
     assert contents(conversation, "user") == ["first", "second"]
+
+
+FAIL = """([store, method]) => {
+  const original = IDBObjectStore.prototype[method];
+  IDBObjectStore.prototype[method] = function (...values) {
+    if (this.name === store) throw new DOMException("the disk is full", "QuotaExceededError");
+    return original.apply(this, values);
+  };
+}"""
+"""Makes a method of a store of the database fail."""
+
+
+def test_an_answer_whose_probabilities_cannot_be_stored_is_complete(person, second):
+    person.page.bring_to_front()
+    person.page.evaluate(FAIL, ["tokens", "put"])
+    person.ask("again")
+    person.page.get_by_text("could not store the token probabilities of the answer").wait_for()
+    wait_for(lambda: len(ended(person)) == 2)
+    second.page.bring_to_front()
+    second.see("about “again”")
+    second.ask("and then")
+    assert len(answers(second)) == 3 and "continuation" not in str(answers(second))
+
+
+def test_a_tab_that_cannot_read_the_answer_of_another_can_still_send(person, second, expect):
+    person.page.bring_to_front()
+    person.write("slow")
+    second.page.bring_to_front()
+    second.see("Word 2 of")
+    second.page.evaluate(FAIL, ["conversations", "get"])
+    person.page.bring_to_front()
+    person.button("Stop").click()
+    second.page.bring_to_front()
+    second.page.get_by_text("could not read the stored conversation").wait_for()
+    expect(second.button("Send")).to_be_enabled()
+    second.problems.clear()  # a message of the other tab could not be read, either

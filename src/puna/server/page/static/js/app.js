@@ -69,7 +69,7 @@ export class App {
     if (Boolean(conversation.pair) !== this.panes.length > 1 && !this.busy) return this.show(conversation);
     pane.drawHeader();
     pane.drawMessages();
-    pane.keepBottom();
+    pane.scroller.keepBottom();
     this.topbar.draw();
     this.#resume();
   }
@@ -145,7 +145,7 @@ export class App {
     byId("panes").classList.toggle("compare", compare);
     if (compare) this.panes.forEach((pane) => pane.element.prepend(pane.header));
     byId("panes").replaceChildren(...this.panes.map((pane) => pane.element));
-    this.panes.forEach((pane) => pane.scrollToEnd());
+    this.panes.forEach((pane) => pane.scroller.scrollToEnd());
     const stored = this.library.conversations.has(this.conversation.id);
     history.replaceState(null, "", stored ? `#c=${this.conversation.id}` : location.pathname + location.search);
     this.topbar.draw();
@@ -176,11 +176,24 @@ export class App {
   /** @param {Conversation} conversation */
   async save(conversation) {
     if (!Object.keys(conversation.messages).length && !conversation.pair) return;
+    await this.library.save(conversation).catch(() => this.#toastFull("the conversation"));
+  }
+
+  /**
+   * @param {Conversation} conversation
+   * @param {Message} message
+   * @param {import("./conversation.js").TokenScore[]} scores of the message
+   */
+  async saveScores(conversation, message, scores) {
+    if (this.library.removed.has(conversation.id)) return;
     await this.library
-      .save(conversation)
-      .catch(() =>
-        this.toast("The browser could not store the conversation. Its storage may be full; export or delete some."),
-      );
+      .saveScores(message.id, scores)
+      .catch(() => this.#toastFull("the token probabilities of the answer"));
+  }
+
+  /** @param {string} what */
+  #toastFull(what) {
+    this.toast(`The browser could not store ${what}. Its storage may be full; export or delete some conversations.`);
   }
 
   /** Puts a copy of the conversation next to it, with another model or adapter. */

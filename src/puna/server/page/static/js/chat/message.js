@@ -94,7 +94,7 @@ export class MessageView {
     }
     this.#drawReasoning();
     this.#drawState();
-    this.pane.keepBottom();
+    this.pane.scroller.keepBottom();
   }
 
   /** The reasoning is open until the answer begins; then the reader decides. */

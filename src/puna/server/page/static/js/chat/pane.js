@@ -7,6 +7,7 @@ import { Generation } from "./generation.js";
 import { contextGauge, modelChoice, systemChip } from "./header.js";
 import { holding } from "./lock.js";
 import { MessageView } from "./message.js";
+import { Scroller } from "./scroller.js";
 import { welcome } from "./welcome.js";
 
 /** @typedef {import("../conversation.js").Conversation} Conversation */
@@ -16,9 +17,6 @@ import { welcome } from "./welcome.js";
 
 /** Milliseconds between two saves of an answer that is arriving. */
 const SAVE_INTERVAL = 1500;
-
-/** Distance from the end, in pixels, within which the view follows new text. */
-const BOTTOM = 60;
 
 export class Pane {
   /**
@@ -34,35 +32,22 @@ export class Pane {
     this.generation = null;
     /** @type {Map<string, MessageView>} */
     this.views = new Map();
-    this.following = true;
     this.saved = 0;
     /** Whether another tab receives the last answer. */
     this.elsewhere = false;
     this.list = h("div", { class: "messages" });
     this.system = h("div", { class: "system" });
-    this.scroller = h(
-      "div",
-      {
-        class: "scroller",
-        tabindex: "0",
-        role: "region",
-        "aria-label": label ? `Conversation ${label}` : "Conversation",
-        onscroll: () => this.#onscroll(),
-      },
-      this.system,
-      this.list,
-    );
-    this.jump = iconButton("down", "Go to the end", () => this.scrollToEnd(), { class: "jump", hidden: true });
+    this.scroller = new Scroller(label ? `Conversation ${label}` : "Conversation", this.system, this.list);
     this.header = h("div", { class: "pane-header" });
     this.element = h(
       "section",
       { class: "pane", "aria-label": label ? `Column ${label}` : "Chat" },
-      this.scroller,
-      this.jump,
+      this.scroller.element,
+      this.scroller.jump,
     );
     this.drawHeader();
     this.drawMessages();
-    this.scrollToEnd();
+    this.scroller.scrollToEnd();
   }
 
   get model() {
@@ -129,26 +114,6 @@ export class Pane {
     this.element.classList.toggle("empty", !messages.length);
     if (!messages.length) this.list.replaceChildren(welcome(this));
     this.#drawGauge();
-  }
-
-  #onscroll() {
-    const { scrollHeight, scrollTop, clientHeight } = this.scroller;
-    const atEnd = scrollHeight - scrollTop - clientHeight < BOTTOM;
-    // Only scrolling up stops following, because new text also moves the end away from the view.
-    if (atEnd) this.following = true;
-    else if (scrollTop < (this.lastTop ?? 0)) this.following = false;
-    this.lastTop = scrollTop;
-    this.jump.hidden = atEnd || this.following;
-  }
-
-  keepBottom() {
-    if (this.following && this.list) this.scroller.scrollTop = this.scroller.scrollHeight;
-  }
-
-  scrollToEnd() {
-    this.following = true;
-    this.jump.hidden = true;
-    this.keepBottom();
   }
 
   /** @param {Message} message @returns {boolean} */
@@ -237,11 +202,8 @@ export class Pane {
   async #continue(message, isWanted) {
     if (this.generation) return;
     await holding(message.id, async () => {
-      await this.app.library.refresh(this.conversation);
-      this.elsewhere = false;
-      this.drawMessages();
-      this.app.onbusy();
-      if (this.generation || !isWanted() || !this.conversation.messages[message.id]) return;
+      const known = await this.#refresh();
+      if (!known || this.generation || !isWanted() || !this.conversation.messages[message.id]) return;
       message.continued = message.content.length;
       message.system = this.conversation.system;
       message.parameters = this.#parameters();
@@ -251,6 +213,21 @@ export class Pane {
       if (message.content.length === message.continued && !message.error)
         this.app.toast("The model added nothing: it considers the answer complete.");
     });
+  }
+
+  /** @returns {Promise<boolean>} whether the latest text of the answer is known, which no other tab receives */
+  async #refresh() {
+    try {
+      await this.app.library.refresh(this.conversation);
+      return true;
+    } catch {
+      this.app.toast("The browser could not read the stored conversation. Load the page again.");
+      return false;
+    } finally {
+      this.elsewhere = false;
+      this.drawMessages();
+      this.app.onbusy();
+    }
   }
 
   /**
@@ -337,13 +314,17 @@ export class Pane {
     this.views.set(message.id, view);
     this.drawMessages();
     view.refresh();
-    this.scrollToEnd();
+    this.scroller.scrollToEnd();
     announcer?.start(message.content);
     app.library.busy.add(conversation.id);
     app.onbusy();
     const receive = () => this.#receive(generation, view, announcer, speak);
-    await (held ? receive() : holding(message.id, receive));
-    app.onbusy();
+    try {
+      await (held ? receive() : holding(message.id, receive));
+    } finally {
+      app.library.busy.delete(conversation.id);
+      app.onbusy();
+    }
   }
 
   /**
@@ -364,15 +345,13 @@ export class Pane {
     view.draw.flush();
     speak.flush();
     conversation.updated = Date.now();
-    if (!app.library.removed.has(conversation.id)) await app.library.saveScores(message.id, scores);
     this.drawMessages();
     view.refresh();
     announcer?.finish(
       message.content,
       message.error ? `Error: ${message.error}` : message.finish === "stopped" ? "Stopped." : "Answer complete.",
     );
-    await this.#save(message);
-    app.library.busy.delete(conversation.id);
+    await Promise.all([this.#save(message), app.saveScores(conversation, message, scores)]);
   }
 
   /** @param {Message} message an answer of which this tab has more than the others */

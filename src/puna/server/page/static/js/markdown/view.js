@@ -142,7 +142,10 @@ export class MarkdownView {
   #stepBlocks(rest) {
     const more = rest.length > this.window;
     const piece = more ? rest.slice(0, this.window) : rest;
-    if (piece === this.tailSource && !more) return false;
+    if (piece === this.tailSource && !more) {
+      if (this.finished) this.#commit(piece.length);
+      return false;
+    }
     const prefix = this.continuation?.prefix ?? "";
     const tokens = this.#lex(prefix + piece);
     if (this.continuation && !continues(this.continuation, tokens[0])) {

@@ -33,7 +33,11 @@ export class Library {
     this.onremove = () => {};
     /** Tells the other tabs what this one has stored. */
     this.channel = new BroadcastChannel("puna");
-    this.channel.onmessage = ({ data }) => (data.saved ? this.#read(data.saved) : this.#forget(data.removed));
+    this.channel.onmessage = ({ data }) => {
+      if (data.saved) this.#read(data.saved);
+      else if (data.scored) this.scores.delete(data.scored);
+      else this.#forget(data.removed);
+    };
   }
 
   static async open() {
@@ -133,6 +137,7 @@ export class Library {
       await pause();
     }
     await this.database.tokens.put({ id: message, parts });
+    this.channel.postMessage({ scored: message });
   }
 
   /**
