@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -25,14 +26,12 @@ class Impatient(Connection):
 
 
 class Few(Connection):
-    most = 8
+    most = 3
 
 
 @contextlib.contextmanager
-def served(llm, kind):
-    """Yields the address of a server with a key, a limit of 2,000 bytes, and connections of a class."""
-    settings = ServerSettings(name="golden", keys=(("alice", KEY),), limits=Limits(body_bytes=2000))
-    app = create_app(Service(llm, settings), settings)
+def served(app, kind):
+    """Yields the address of a server of an application with connections of a class."""
     config = uvicorn.Config(
         app, port=0, http=kind, log_level="critical", lifespan="off", ws="none", server_header=False
     )
@@ -48,7 +47,8 @@ def served(llm, kind):
 
 @pytest.fixture(scope="module")
 def address(llm):
-    with served(llm, Impatient) as name:
+    settings = ServerSettings(name="golden", keys=(("alice", KEY),), limits=Limits(body_bytes=2000))
+    with served(create_app(Service(llm, settings), settings), Impatient) as name:
         yield name
 
 
@@ -160,39 +160,99 @@ def test_an_answer_may_take_longer_than_the_headers(address):
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
-POST = head("POST /v1/chat/completions HTTP/1.1", AUTHORIZATION, "Content-Type: application/json", "Content-Length: 99")
+LARGE = 8 << 20
+"""Bytes of an answer that the system's buffers of a connection cannot hold."""
 
 
-@pytest.mark.parametrize("data", [b"", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nx: ", POST])
-def test_clients_that_send_nothing_do_not_keep_others_out(llm, data):
-    body = {"model": "golden", "prompt": "a", "max_tokens": 200, "ignore_eos": True, "stream": True}
-    text = json.dumps(body).encode()
-    stream = head("POST /v1/completions HTTP/1.1", AUTHORIZATION, "Content-Type: application/json",
-                  f"Content-Length: {len(text)}") + text  # fmt: skip
-    with contextlib.ExitStack() as stack, served(llm, Few) as name:
+class Application:
+    """Answers with many bytes at /large, and with a stream at /stream, which ends when `end` is set."""
 
-        def opened() -> socket.socket:
-            connection = stack.enter_context(socket.create_connection(name, 5))
-            connection.settimeout(30)
-            return connection
+    def __init__(self) -> None:
+        self.end = threading.Event()
 
-        reader = opened()
-        reader.sendall(stream)
-        first = reader.recv(65536)
-        silent = [opened() for _ in range(40)]
-        for connection in silent:
-            with contextlib.suppress(ConnectionError):
-                connection.sendall(data)
-        assert exchange(name, head("GET /health HTTP/1.1")).startswith(b"HTTP/1.1 200 ")
+    async def __call__(self, scope, receive, send) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        size = LARGE if scope["path"] == "/large" else 4
+        headers = [] if scope["path"] == "/stream" else [(b"content-length", b"%d" % size)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if scope["path"] == "/stream":
+            await send({"type": "http.response.body", "body": b"begin", "more_body": True})
+            while not self.end.is_set():
+                await asyncio.sleep(0.005)
+        await send({"type": "http.response.body", "body": b"x" * (size - 3) + b"end"})
+
+
+class Clients(contextlib.ExitStack):
+    """Connections to a server of `Application` that has at most three."""
+
+    def __enter__(self) -> Clients:
+        super().__enter__()
+        self.application = Application()
+        self.address = self.enter_context(served(self.application, Few))
+        self.callback(self.application.end.set)
+        return self
+
+    def open(self, data: bytes = b"", end: bytes = b"") -> socket.socket:
+        """Sends bytes on a new connection, and reads until an end."""
+        connection = self.enter_context(socket.create_connection(self.address, 5))
+        connection.settimeout(30)
         with contextlib.suppress(ConnectionError):
-            assert silent[0].recv(100) == b""  # the oldest is closed
-        reply = first
-        while part := reader.recv(65536):
+            connection.sendall(data)
+        if end:
+            until(connection, end)
+        return connection
+
+
+def until(connection: socket.socket, end: bytes) -> bytes:
+    """Reads until an end, or until the server closes the connection."""
+    reply = b""
+    with contextlib.suppress(ConnectionError):
+        while not reply.endswith(end) and (part := connection.recv(65536)):
             reply += part
-        assert b"[DONE]" in reply  # a stream is not
+    return reply
 
 
-def test_the_number_of_connections_fits_the_limit_of_open_files(monkeypatch):
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize("data", [b"", get("/")[:-2] + b"x: ", get("/")[:-2] + b"Content-Length: 99\r\n\r\n"])
+def test_clients_that_send_nothing_do_not_keep_others_out(data):
+    with Clients() as clients:
+        reader = clients.open(get("/stream"), b"begin\r\n")
+        silent = [clients.open(data) for _ in range(12)]
+        assert until(clients.open(get("/")), b"end").startswith(b"HTTP/1.1 200 ")
+        assert until(silent[0], b"never") == b""  # the oldest is closed
+        clients.application.end.set()
+        assert until(reader, b"0\r\n\r\n").endswith(b"end\r\n0\r\n\r\n")  # a stream is not
+
+
+def test_clients_that_do_not_read_do_not_keep_others_out():
+    with Clients() as clients:
+        unread = []
+        for _ in range(12):
+            connection = clients.open(get("/large"))
+            assert connection.recv(9) == b"HTTP/1.1 "  # the application is done, and the answer is not sent
+            unread.append(connection)
+        sizes = [len(until(connection, b"end")) for connection in unread]
+        assert [size > LARGE for size in sizes] == [False] * 9 + [True] * 3
+
+
+def test_a_connection_waits_for_its_client_since_its_last_answer():
+    with Clients() as clients:
+        answered = clients.open(get("/stream"), b"begin\r\n")
+        silent = [clients.open(get("/"), b"end") for _ in range(2)]
+        clients.application.end.set()
+        assert until(answered, b"0\r\n\r\n").endswith(b"end\r\n0\r\n\r\n")
+        clients.open(get("/"), b"end")
+        assert until(silent[0], b"never") == b""
+        for connection in (answered, silent[1]):
+            connection.sendall(get("/"))
+            assert until(connection, b"end").startswith(b"HTTP/1.1 200 ")
+
+
+def test_the_number_of_connections_fits_the_limit_of_open_files(monkeypatch, caplog):
     calls = []
     monkeypatch.setattr(connections.resource, "setrlimit", lambda kind, limits: calls.append(limits))
     unlimited = connections.resource.RLIM_INFINITY
@@ -205,5 +265,9 @@ def test_the_number_of_connections_fits_the_limit_of_open_files(monkeypatch):
         ((unlimited, unlimited), 1024, []),
     ):
         calls.clear()
+        caplog.clear()
         monkeypatch.setattr(connections.resource, "getrlimit", lambda kind, limits=limits: limits)
         assert (possible_connections(), calls) == (most, raised)
+        warnings = [record.getMessage() for record in caplog.records]
+        assert len(warnings) == (most < 1024)
+        assert all(f"at most {most} connections" in line and "raise the limit to 1408" in line for line in warnings)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+log = logging.getLogger("puna.server")
 
 BACKLOG = 128
 """Connections that the system holds until they are accepted. asyncio accepts as many before it serves any of them."""
@@ -21,6 +24,8 @@ _OTHER_FILES = 2 * BACKLOG + 128
 def possible_connections() -> int:
     """Returns how many connections the limit of open files allows; raises this limit where the system permits it.
 
+    A limit that allows fewer connections than usual is a warning in the log.
+
     Without free file descriptors, asyncio accepts no connection for a second, and writes a log of thousands of lines.
     """
     wanted = _CONNECTIONS + _OTHER_FILES
@@ -28,7 +33,13 @@ def possible_connections() -> int:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return _CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(_CONNECTIONS, soft - _OTHER_FILES))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return _CONNECTIONS
+    most = max(1, soft - _OTHER_FILES)
+    log.warning("the system allows %d open files, so the server accepts at most %d connections at a time instead of "
+                "%d; raise the limit to %d (ulimit -Hn, LimitNOFILE of systemd, --ulimit nofile of Docker)",
+                soft, most, _CONNECTIONS, wanted)  # fmt: skip
+    return most
 
 
 class Connection(H11Protocol):
@@ -40,8 +51,8 @@ class Connection(H11Protocol):
 
     Attributes:
         header_seconds: maximum time until the headers have arrived. Headers fit in a few packets, also of slow clients.
-        most: maximum number of connections. One more closes the connection that has waited longest for its client, so
-            that clients that send nothing cannot keep others out.
+        most: maximum number of connections. One more ends the connection that has waited longest for its client, so
+            that clients that send nothing, or read nothing, cannot keep others out.
     """
 
     header_seconds = 30.0
@@ -55,7 +66,9 @@ class Connection(H11Protocol):
         self._wait()
         if len(self.connections) > self.most:
             waiting = [item for item in self.connections if isinstance(item, Connection) and item._waits_for_client]
-            min(waiting, key=lambda item: item._since).transport.close()
+            victim = min(waiting, key=lambda item: item._since)
+            self.connections.discard(victim)
+            victim.transport.abort()  # close() would wait until a client that reads nothing has read everything
 
     def data_received(self, data: bytes) -> None:
         """Reads a part of a request."""
@@ -63,6 +76,11 @@ class Connection(H11Protocol):
         super().data_received(data)
         if self._is_answering:
             self._stop_waiting()
+
+    def on_response_complete(self) -> None:
+        """Begins to wait for the next request."""
+        self._since = self.loop.time()
+        super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends the wait."""
@@ -76,8 +94,8 @@ class Connection(H11Protocol):
 
     @property
     def _waits_for_client(self) -> bool:
-        """Whether no complete request has arrived that is not yet answered."""
-        return not self.transport.is_closing() and (not self._is_answering or self.cycle.more_body)
+        """Whether no complete request has arrived that is not yet answered; the end of an answer may be unread."""
+        return self.transport.is_closing() or not self._is_answering or self.cycle.more_body
 
     def _wait(self) -> None:
         if self._timer is None and not self._is_answering:
