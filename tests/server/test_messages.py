@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -119,6 +121,21 @@ def test_a_tool_round_trip(sdk: Any) -> None:
     result = {"type": "tool_result", "tool_use_id": use.id, "content": [{"type": "text", "text": "sunny"}]}
     turns = [USER, {"role": "assistant", "content": message.content}, {"role": "user", "content": [result]}]
     assert create(sdk, tools=[WEATHER], messages=turns).usage.cache_read_input_tokens > 50
+
+
+def test_arguments_that_a_model_wrote_are_accepted(sdk: Any) -> None:
+    use = '{"type": "tool_use", "id": "t", "name": "get_weather", "input": {"location": "\\ud800", "n": [1e999, %s]}}'
+    for fields in ("", f', "tools": [{json.dumps(WEATHER)}]'):
+        body = (
+            f'{{"model": "{MODEL}", "max_tokens": 4, "messages": [{json.dumps(USER)}, '
+            f'{{"role": "assistant", "content": [{use % ("9" * 30)}]}}, {{"role": "user", "content": '
+            f'[{{"type": "tool_result", "tool_use_id": "t", "content": "1"}}]}}]{fields}}}'
+        )
+        request = Request(
+            f"{str(sdk.base_url).rstrip('/')}/v1/messages", body.encode(), {"Content-Type": "application/json"}
+        )
+        with urlopen(request, timeout=60) as response:
+            assert json.load(response)["usage"]["output_tokens"] == 4
 
 
 def test_streamed_tool_calls(sdk: Any) -> None:

@@ -146,7 +146,12 @@ def test_a_conversation_continues_after_results(server):
     for fields in ({"tools": TOOLS}, {}):
         response = chat(server, messages=messages, max_tokens=5, **fields)
         assert response.status_code == 200, response.text
-    for arguments in ("{", "[]", '"a"', '{"a": 1, "a": 2}', '{"a": NaN}', '{"a": 1e999}', '{"a": "\\ud800"}', 5):
+    for arguments in ('{"a": 1e999}', '{"a": -1e999, "\\udc00": "\\ud800"}', '{"a": 1' + "0" * 5000 + "}"):
+        messages[1]["tool_calls"][0]["function"]["arguments"] = arguments  # a model can write this
+        for fields in ({"tools": TOOLS}, {}):
+            response = chat(server, messages=messages, max_tokens=5, **fields)
+            assert response.status_code == 200, response.text
+    for arguments in ("{", "[]", '"a"', '{"a": 1, "a": 2}', '{"a": NaN}', 5):
         messages[1]["tool_calls"][0]["function"]["arguments"] = arguments
         response = chat(server, messages=messages)
         assert response.status_code == 400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from puna.server.protocol.scoring.embeddings import EMBEDDING
 from puna.server.protocol.scoring.likelihoods import SCORE
 from puna.server.protocol.strict_json import parse
 from puna.server.settings import ServerSettings
+from puna.server.tools.values import read_arguments
 
 TURN = {"role": "user", "content": "Hi"}
 
@@ -63,6 +65,37 @@ def test_what_is_not_a_number_is_refused_with_the_name_of_the_field(text: str) -
     assert caught.value.param == "c[1].d"
     with pytest.raises(ApiError, match=f"the body is {text}"):
         parse(text.encode(), 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e999", sys.float_info.max),
+        ("[-1e999]", [-sys.float_info.max]),
+        ("9" * 30, int("9" * 30)),
+        ("1" + "0" * 5000, sys.float_info.max),
+        (r'{"\udc00": "a\ud800"}', {"\ufffd": "a\ufffd"}),
+        (r'"\ud83d\ude00"', "\U0001f600"),
+    ],
+)
+def test_what_a_model_wrote_in_a_call_is_accepted_in_the_history(text: str, value: Any) -> None:
+    arguments = f'{{"x": {text}}}'
+    assert read_arguments(arguments) == {"x": value}
+    assert parse(f'{{"a": [{{"type": "tool_use", "input": {arguments}}}]}}'.encode(), 8)["a"][0]["input"] == {
+        "x": value
+    }
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": arguments}
+    document = read(RESPONSE, {"model": "m", "input": [call]}, ServerSettings())
+    assert document["input"][0]["arguments"] == arguments
+
+
+@pytest.mark.parametrize("text", ["1e999", "9" * 30, r'"\ud800"'])
+def test_outside_of_calls_the_same_is_refused(text: str) -> None:
+    for body in (f'{{"type": "tool_use", "id": {text}, "input": {{}}}}', f'{{"input": {text}}}'):
+        with pytest.raises(ApiError):
+            parse(body.encode(), 8)
+    with pytest.raises(ApiError, match="NaN"):
+        parse(b'{"type": "tool_use", "input": {"x": [NaN, 1e999]}}', 8)
 
 
 BODIES = [

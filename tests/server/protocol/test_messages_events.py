@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from puna.server.errors import ApiError, to_json
+from puna.server.guard.exchange import is_anthropic
 from puna.server.protocol.messages.events import Writer
 from puna.server.updates import Finished, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
 from tests.server.sdk_types import parse
@@ -101,6 +102,16 @@ def test_errors_inside_a_stream_have_anthropics_shape() -> None:
     assert event == {
         "type": "error", "error": {"type": "overloaded_error", "message": "later"}, "request_id": "req_1"
     }  # fmt: skip
+
+
+def test_a_client_of_anthropic_is_known_by_its_path_or_header() -> None:
+    for path, headers, expected in (
+        ("/v1/models", [], False),
+        ("/v1/messages", [], True),
+        ("/v1/models", [(b"anthropic-version", b"2023-06-01")], True),
+        ("/v1/models", [(b"anthropic-version", b"")], True),
+    ):
+        assert is_anthropic({"path": path, "headers": headers}) is expected
 
 
 def test_an_answer_that_breaks_its_format_is_no_ordinary_end() -> None:

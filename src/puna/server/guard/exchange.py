@@ -80,7 +80,7 @@ def header_values(scope: Scope, name: bytes) -> Iterator[bytes]:
 
 def is_anthropic(scope: Scope) -> bool:
     """Returns whether the client of a request uses Anthropic's API: its SDK sends a header at every path."""
-    return scope["path"].startswith("/v1/messages") or any(header_values(scope, b"anthropic-version"))
+    return scope["path"].startswith("/v1/messages") or any(True for _ in header_values(scope, b"anthropic-version"))
 
 
 def error_body(error: ApiError, scope: Scope) -> dict[str, Any]:

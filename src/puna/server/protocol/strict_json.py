@@ -10,6 +10,7 @@ from typing import Any
 
 from puna.errors import show, show_json
 from puna.server.errors import ApiError
+from puna.server.tools.values import nearest_number, whole_characters
 
 _INT64_END = 2**63
 
@@ -26,6 +27,7 @@ def parse(body: bytes, depth: int) -> dict[str, Any]:
     Raises:
         ApiError: 400, if the body is not one JSON object in UTF-8, has NaN, Infinity, a number outside the range of
             float64 or int64, a repeated key, half a surrogate pair, or more than `depth` nested arrays and objects.
+            In the input of an earlier call, which a model wrote, numbers are the nearest and characters are whole.
     """
     try:
         text = body.decode("utf-8")
@@ -38,9 +40,12 @@ def parse(body: bytes, depth: int) -> dict[str, Any]:
     except json.JSONDecodeError as exc:
         problem = f"{exc.msg} at line {exc.lineno}, column {exc.colno}"
         raise ApiError(400, f"the body is not valid JSON: {problem}", code="invalid_json") from None
+    halves = b"\\ud" in body or b"\\uD" in body
+    if b"tool_use" in body and (numbers or halves):
+        document = _with_calls(document)
     if numbers or b"NaN" in body or b"Infinity" in body:
         _check_numbers(document)
-    if b"\\ud" in body or b"\\uD" in body:
+    if halves:
         _check_unicode(document)
     if not isinstance(document, dict):
         raise ApiError(400, f"the body is {show_json(document)}; it must be a JSON object", code="invalid_json")
@@ -72,6 +77,7 @@ class _Refused:
     """A number that is refused when its place in the document is known."""
 
     problem: str
+    nearest: int | float | None = None
 
 
 def _constant(text: str) -> _Refused:
@@ -80,13 +86,28 @@ def _constant(text: str) -> _Refused:
 
 def _float(text: str) -> float | _Refused:
     value = float(text)
-    return value if math.isfinite(value) else _Refused(f"{text[:40]}, which is outside the range of float64")
+    if math.isfinite(value):
+        return value
+    return _Refused(f"{text[:40]}, which is outside the range of float64", nearest_number(text))
 
 
 def _integer(text: str) -> int | _Refused:
     if len(text) > 20 or not -_INT64_END <= int(text) < _INT64_END:
-        return _Refused(f"{text[:40]}, which is outside the range of int64")
+        return _Refused(f"{text[:40]}, which is outside the range of int64", nearest_number(text))
     return int(text)
+
+
+def _with_calls(value: Any, called: bool = False) -> Any:
+    """Returns a value in which the input of each call has the nearest numbers and whole characters."""
+    if isinstance(value, dict):
+        use = value.get("type") == "tool_use"
+        return {_with_calls(key, called): _with_calls(item, called or (use and key == "input"))
+                for key, item in value.items()}  # fmt: skip
+    if isinstance(value, list):
+        return [_with_calls(item, called) for item in value]
+    if called and isinstance(value, str):
+        return whole_characters(value)
+    return value.nearest if called and isinstance(value, _Refused) and value.nearest is not None else value
 
 
 def _check_numbers(document: Any) -> None:

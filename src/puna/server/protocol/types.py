@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from puna.errors import show_json
-from puna.grammars.rules import unique_keys
 from puna.server.errors import ApiError
 from puna.server.settings import Limits
+from puna.server.tools.values import read_arguments
 
 
 @dataclass
@@ -207,16 +206,13 @@ class Text(Type):
 
 @dataclass(frozen=True)
 class ObjectText(Text):
-    """Texts that are a JSON object; an empty text is an object without keys."""
+    """Texts that are a JSON object, which a model wrote; an empty text is an object without keys."""
 
     def read(self, path: str, value: Any, reader: Reader) -> str:
         """Returns the text."""
         text = super().read(path, value, reader)
         try:
-            document = json.loads(text or "{}", object_pairs_hook=unique_keys)
-            json.dumps(
-                document, ensure_ascii=False, allow_nan=False
-            ).encode()  # NaN and halves of characters are errors
+            document = read_arguments(text or "{}")
         except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict):

@@ -10,6 +10,7 @@ from typing import Any
 
 from puna.server.tools.formats import ToolFormat
 from puna.server.tools.toolset import ToolSet
+from puna.server.tools.values import read_arguments
 
 _INSTRUCTIONS = """\
 You may call functions to answer the user. The functions, one per line, are described by JSON schemas:
@@ -77,7 +78,7 @@ def _with_calls(message: Mapping[str, Any], calls: Sequence[tuple[str, str, str]
         {
             "id": _identifier(identifier, form),
             "type": "function",
-            "function": {"name": name, "arguments": json.loads(text) if form.arguments == "object" else text},
+            "function": {"name": name, "arguments": read_arguments(text) if form.arguments == "object" else text},
         }
         for identifier, name, text in calls
     ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import secrets
-import sys
 from typing import Any
 
+from puna.server.tools.values import nearest_number
 from puna.server.updates import Finished, ReasoningDelta, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
 
 Event = dict[str, Any]
@@ -117,15 +117,10 @@ class Writer:
         return len(self.message["content"]) - 1
 
 
-def _finite(text: str) -> float:
-    """Returns a number of a call; one outside of the range of float64, which JSON cannot express, is the nearest."""
-    return max(-sys.float_info.max, min(float(text), sys.float_info.max))
-
-
 def arguments_of(text: str) -> dict[str, Any]:
     """Returns the arguments of a call; {} if they are not JSON, because max_tokens truncated the call."""
     try:
-        arguments = json.loads(text or "{}", parse_float=_finite)
+        arguments = json.loads(text or "{}", parse_int=nearest_number, parse_float=nearest_number)
     except ValueError:
         return {}
     return arguments if isinstance(arguments, dict) else {}
