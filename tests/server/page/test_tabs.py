@@ -201,3 +201,124 @@ def test_a_tab_that_cannot_read_the_answer_of_another_can_still_send(person, sec
     second.page.get_by_text("could not read the stored conversation").wait_for()
     expect(second.button("Send")).to_be_enabled()
     second.problems.clear()  # a message of the other tab could not be read, either
+
+
+def export(tab: Person, path: Path) -> Path:
+    """Exports the conversations of a tab."""
+    tab.button("Export").click()
+    with tab.page.expect_download() as download:
+        tab.button("Export", tab.page.get_by_role("dialog")).click()
+    download.value.save_as(path)
+    return path
+
+
+def test_a_conversation_that_is_imported_again_is_stored_by_every_tab(person, second, tmp_path):
+    path = export(person, tmp_path / "export.json")
+    second.page.bring_to_front()
+    second.button("Delete first").click()
+    second.button("Delete", second.page.get_by_role("dialog")).click()
+    wait_for(lambda: not stored(person))
+    third = Tab(person)
+    for text in ("One conversation was imported.", "0 conversations were imported."):
+        third.page.get_by_label("File to import").set_input_files(path)
+        third.page.get_by_text(text).wait_for()
+    second.page.bring_to_front()
+    second.page.locator(".conversation-list").get_by_role("button", name="first").first.click()
+    second.ask("and then")
+    wait_for(lambda: len(ended(second)) == 2)
+    second.reload()
+    second.see("about “and then”")
+
+
+UNFINISHED = """async () => {
+  const { newConversation, addMessage, select } = await import("/page/js/conversation.js");
+  const conversation = newConversation();
+  const user = addMessage(conversation, null, { role: "user", content: "question" });
+  const content = "```python\\ndef f():\\n    return 1";
+  addMessage(conversation, user, { role: "assistant", content, model: "tiny-llama" });
+  select(conversation, addMessage(conversation, user, { role: "assistant", content: "whole", finish: "stop" }));
+  await new Promise((resolve) => {
+    indexedDB.open("puna").onsuccess = ({ target: { result: database } }) => {
+      const transaction = database.transaction("conversations", "readwrite");
+      transaction.objectStore("conversations").put(conversation);
+      transaction.oncomplete = () => { resolve(); database.close(); };
+    };
+  });
+}"""
+"""Stores a conversation whose first answer has no end; the second version is shown."""
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_an_interrupted_version_is_continued_if_no_tab_can_receive_it(person, locks):
+    person.page.evaluate(UNFINISHED)
+    if not locks:
+        person.page.add_init_script("Object.defineProperty(Navigator.prototype, 'locks', { value: undefined })")
+    person.reload()
+    person.page.locator(".conversation-list").get_by_role("button", name="question").first.click()
+    person.button("Previous version").click()
+    if locks:
+        person.see("And this is the continuation.")
+        person.wait()
+    else:
+        person.articles.last.locator("footer").get_by_text("interrupted").wait_for()
+        person.articles.last.locator(".hljs-keyword").first.wait_for()
+
+
+def test_an_answer_that_another_tab_receives_cannot_be_changed(person, second, expect):
+    person.page.bring_to_front()
+    person.write("slow")
+    second.page.bring_to_front()
+    second.see("Word 2 of")
+    for name in ("Continue this answer", "Answer again", "Edit"):
+        expect(second.button(name, second.articles.last)).to_be_disabled()
+    assert "interrupted" not in second.articles.last.inner_text()
+    second.articles.last.press("r")
+    person.page.bring_to_front()
+    person.button("Stop").click()
+    person.wait()
+    second.page.bring_to_front()
+    expect(second.button("Continue this answer", second.articles.last)).to_be_enabled()
+    assert len(answers(second)) == 2
+
+
+def test_an_answer_is_continued_once_however_often_the_button_is_pressed(person, mock):
+    person.ask("first")
+    requests = len(mock.requests)
+    person.page.evaluate("""() => {
+      const button = document.querySelector('article:last-child [aria-label="Continue this answer"]');
+      button.click();
+      button.click();
+    }""")
+    person.see("And this is the continuation.")
+    person.wait()
+    person.ask("and then")
+    assert len(mock.requests) == requests + 2
+
+
+def test_the_focus_and_an_editor_stay_while_another_tab_receives(person, second, expect):
+    second.page.bring_to_front()
+    second.button("Edit", second.articles.first).click()
+    field = second.page.get_by_role("textbox", name="Edit your message")
+    field.fill("draft")
+    person.page.bring_to_front()
+    person.button("Answer again").click()
+    person.wait()
+    second.page.bring_to_front()
+    wait_for(lambda: len(ended(second)) == 2)
+    person.page.bring_to_front()
+    person.write("slow")
+    second.page.bring_to_front()
+    wait_for(lambda: "Word 2 of" in str(answers(second)))
+    expect(field).to_be_focused()
+    expect(field).to_have_value("draft")
+    field.press("Escape")
+    for control in (second.page.locator(".model-choice"), second.button("Copy", second.articles.first)):
+        control.focus()
+        element = control.element_handle()
+        words = len(str(answers(second)))
+        wait_for(lambda words=words: len(str(answers(second))) > words)
+        second.page.wait_for_timeout(100)  # the message of the other tab is on its way
+        assert element.evaluate("element => element === document.activeElement")
+    person.page.bring_to_front()
+    person.button("Stop").click()
+    person.wait()

@@ -37,6 +37,8 @@ export class App {
     this.editSettings = editSettings;
     library.onchange = () => this.sidebar.draw();
     library.onadopt = (conversation) => this.#onadopt(conversation);
+    library.isEdited = (conversation) =>
+      this.panes.some((pane) => pane.conversation === conversation && pane.editing);
     library.onremove = (ids) => {
       if (!this.conversation || !ids.includes(this.conversation.id)) return;
       this.show(newConversation());
@@ -58,7 +60,7 @@ export class App {
   }
 
   /** Without locks (HTTP on another host than localhost), the page does not know whether another tab receives an answer. */
-  #resume() {
+  resume() {
     if (this.models.length && navigator.locks) for (const pane of this.panes) pane.resume();
   }
 
@@ -67,11 +69,10 @@ export class App {
     const pane = this.panes.find((other) => other.conversation === conversation);
     if (!pane) return;
     if (Boolean(conversation.pair) !== this.panes.length > 1 && !this.busy) return this.show(conversation);
-    pane.drawHeader();
-    pane.drawMessages();
-    pane.scroller.keepBottom();
+    this.resume();
+    pane.showChanges();
     this.topbar.draw();
-    this.#resume();
+    this.onbusy();
   }
 
   async #loadModels() {
@@ -81,7 +82,7 @@ export class App {
         this.models = await listModels();
         banner.replaceChildren();
         this.panes.forEach((pane) => {
-          pane.drawHeader();
+          pane.header.draw();
           pane.drawMessages();
         });
         this.topbar.draw();
@@ -143,7 +144,7 @@ export class App {
     this.panes = sides.map((side, index) => new Pane(this, side, sides.length > 1 ? "AB"[index] : ""));
     const compare = sides.length > 1;
     byId("panes").classList.toggle("compare", compare);
-    if (compare) this.panes.forEach((pane) => pane.element.prepend(pane.header));
+    if (compare) this.panes.forEach((pane) => pane.element.prepend(pane.header.element));
     byId("panes").replaceChildren(...this.panes.map((pane) => pane.element));
     this.panes.forEach((pane) => pane.scroller.scrollToEnd());
     const stored = this.library.conversations.has(this.conversation.id);
@@ -151,7 +152,7 @@ export class App {
     this.topbar.draw();
     this.sidebar.draw();
     this.onbusy();
-    this.#resume();
+    this.resume();
   }
 
   /**
@@ -203,7 +204,7 @@ export class App {
     const current = this.model(conversation.model)?.id ?? "";
     const other = this.models.find(({ id }) => id !== current)?.id ?? current;
     conversation.model = current;
-    const { copy } = duplicate(conversation, { model: other, pair: conversation.id, side: 1 });
+    const { copy } = duplicate(conversation, { model: other, pair: conversation.id, side: 1, origin: undefined });
     Object.assign(conversation, { pair: copy.id, side: 0 });
     this.save(copy);
     this.save(conversation);

@@ -32,7 +32,7 @@
  * @property {number} [continued] length of the text that the last request continued
  * @property {any} [usage]
  * @property {Timing} [timing]
- * @property {string} [finish] "stop", "length", "stopped" (by the user), "error"
+ * @property {string} [finish] "stop", "length", "stopped" (by the user), "error"; absent: it arrives or was interrupted
  * @property {string} [error]
  * @property {boolean} [full] whether the request or the answer ended because the context is full
  * @property {string} [fingerprint]
@@ -54,6 +54,7 @@
  * @property {Record<string, string>} selected child by parent id; the parent of the first message is "root"
  * @property {string} [pair] id of the other conversation of a comparison
  * @property {0 | 1} [side] column in a comparison
+ * @property {string} [origin] id in the file from which the conversation was imported
  */
 
 export const ROOT = "root";

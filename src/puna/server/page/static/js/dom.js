@@ -54,6 +54,22 @@ export function iconButton(name, label, onclick, attributes = {}) {
 }
 
 /**
+ * Replaces children of an element; if one of them has the focus, the new one with the same label gets it.
+ * @param {Element} container
+ * @param {() => void} replace
+ */
+export function keepFocus(container, replace) {
+  const focused = document.activeElement;
+  const label = container.contains(focused) ? focused?.getAttribute("aria-label") : null;
+  replace();
+  if (!label || document.activeElement === focused) return;
+  const same = [...container.querySelectorAll("[aria-label]")].find(
+    (element) => element.getAttribute("aria-label") === label,
+  );
+  /** @type {HTMLElement | undefined} */ (same)?.focus();
+}
+
+/**
  * @param {string} id
  * @returns {any} the element of index.html with this id
  */

@@ -1,6 +1,7 @@
-/** Parts of the header of a pane: the choice of a model, the context gauge, the system prompt. */
+/** The header of a pane: the choice of a model, the context gauge, the settings; and the system prompt. */
 
-import { h } from "../dom.js";
+import { path } from "../conversation.js";
+import { h, iconButton, keepFocus } from "../dom.js";
 import { visible } from "../markdown/visible.js";
 import { count } from "./statistics.js";
 
@@ -11,7 +12,7 @@ import { count } from "./statistics.js";
  * @param {(model: string) => void} onchange
  * @returns {HTMLSelectElement}
  */
-export function modelChoice(models, chosen, label, onchange) {
+function modelChoice(models, chosen, label, onchange) {
   const choice = h("select", { class: "model-choice", "aria-label": label, onchange: () => onchange(choice.value) });
   const option = (/** @type {string} */ id, note = "") => h("option", { value: id }, visible(id) + note);
   if (chosen && !models.some(({ id }) => id === chosen)) choice.append(option(chosen, " (not on this server)"));
@@ -31,7 +32,7 @@ export function modelChoice(models, chosen, label, onchange) {
  * @param {number | null | undefined} context maximum number of tokens, if known
  * @returns {HTMLElement[]}
  */
-export function contextGauge(used, context) {
+function contextGauge(used, context) {
   if (!context) return [];
   const label = `${count(used)} of ${count(context)} tokens of the context`;
   const bar = h("meter", {
@@ -51,11 +52,68 @@ export function contextGauge(used, context) {
  * @param {() => void} onclick
  * @returns {HTMLButtonElement}
  */
-export function systemChip(prompt, onclick) {
+function systemChip(prompt, onclick) {
   return h(
     "button",
     { type: "button", class: "system-chip", onclick },
     h("span", { class: "system-label" }, "System"),
     h("span", { class: "system-text" }, visible(prompt)),
   );
+}
+
+export class Header {
+  /** @param {import("./pane.js").Pane} pane */
+  constructor(pane) {
+    this.pane = pane;
+    this.element = h("div", { class: "pane-header" });
+    this.system = h("div", { class: "system" });
+    this.gauge = h("div", { class: "gauge" });
+  }
+
+  draw() {
+    const { app, conversation, label, model } = this.pane;
+    const name = label ? `Model of column ${label}` : "Model";
+    const choice = modelChoice(app.models, conversation.model || model?.id || "", name, (id) => this.#choose(id));
+    const settings = iconButton("sliders", label ? `Settings of column ${label}` : "Settings of this conversation", () =>
+      app.editSettings(this.pane),
+    );
+    const keep = label
+      ? h(
+          "button",
+          { type: "button", class: "button small", onclick: () => app.endComparison(this.pane) },
+          `Keep ${label}`,
+        )
+      : null;
+    const mark = label ? h("span", { class: "side-mark", "aria-hidden": "true" }, label) : null;
+    const items = [mark, choice, this.gauge, settings, keep].filter((item) => item !== null);
+    keepFocus(this.element, () => this.element.replaceChildren(...items));
+    this.drawGauge();
+    const prompt = conversation.system;
+    this.system.replaceChildren(...(prompt ? [systemChip(prompt, () => app.editSettings(this.pane))] : []));
+    this.drawn = this.#settings;
+  }
+
+  /** Draws the header again if another tab has changed what it shows. */
+  update() {
+    if (this.drawn !== this.#settings) this.draw();
+  }
+
+  get #settings() {
+    const { model, system } = this.pane.conversation;
+    return JSON.stringify([model, system]);
+  }
+
+  /** @param {string} model */
+  #choose(model) {
+    const { app, conversation } = this.pane;
+    conversation.model = model;
+    app.save(conversation);
+    this.draw();
+  }
+
+  drawGauge() {
+    const { conversation, model } = this.pane;
+    const usage = path(conversation).findLast((message) => message.usage)?.usage;
+    this.gauge.replaceChildren(...contextGauge(usage?.total_tokens ?? 0, model?.context));
+  }
 }

@@ -2,7 +2,7 @@
 
 import { copyText } from "../clipboard.js";
 import { siblings } from "../conversation.js";
-import { h, icon, iconButton } from "../dom.js";
+import { h, icon, iconButton, keepFocus } from "../dom.js";
 import { oncePerFrame } from "../frames.js";
 import { MarkdownView } from "../markdown/view.js";
 import { visible } from "../markdown/visible.js";
@@ -29,6 +29,8 @@ export class MessageView {
     /** @type {import("./generation.js").Generation | null} */
     this.generation = null;
     this.isUser = message.role === "user";
+    /** @type {Map<string, string>} the states of the parts that are shown */
+    this.states = new Map();
     this.body = h("div", { class: this.isUser ? "body user-text" : "body prose" });
     this.state = h("div", { class: "state" });
     this.footer = h("footer", { class: "message-footer" });
@@ -62,7 +64,21 @@ export class MessageView {
     this.#drawFooter();
   }
 
+  /**
+   * Elements are not replaced by the same ones: that would take their focus.
+   * @param {string} part
+   * @param {any} state from which the part is drawn
+   * @returns {boolean} whether the part must be drawn again
+   */
+  #differs(part, state) {
+    const text = JSON.stringify(state);
+    const differs = this.states.get(part) !== text;
+    this.states.set(part, text);
+    return differs;
+  }
+
   #drawUser() {
+    if (!this.#differs("body", this.message.content)) return;
     const files = (this.message.files ?? []).map(({ name, text }) =>
       h(
         "details",
@@ -80,12 +96,16 @@ export class MessageView {
     this.body.replaceChildren(...(this.message.content ? [h("p", {}, visible(this.message.content))] : []), ...files);
   }
 
+  /** Whether nothing more of the message is arriving, here or in another tab. */
+  get ended() {
+    return !this.generation && (Boolean(this.message.finish) || !this.pane.awaited.has(this.message.id));
+  }
+
   #draw() {
-    const { message, generation } = this;
+    const { message } = this;
     if (!this.heat && !this.editing) {
       const end = performance.now() + BUDGET;
-      const finished = !generation && Boolean(message.finish); // without a finish, another tab receives more
-      while (this.markdown?.update(message.content, finished)) {
+      while (this.markdown?.update(message.content, this.ended)) {
         if (performance.now() > end) {
           this.draw();
           break;
@@ -117,6 +137,7 @@ export class MessageView {
     const { message, generation } = this;
     this.element.classList.toggle("streaming", Boolean(generation));
     this.element.setAttribute("aria-busy", String(Boolean(generation)));
+    if (!this.#differs("state", generation ? performance.now() : [message.error, message.full])) return;
     if (!generation) {
       const error = message.error
         ? h("p", { class: "error" }, icon("alert"), h("span", {}, visible(message.error)))
@@ -147,15 +168,20 @@ export class MessageView {
 
   #drawFooter() {
     const { message, pane } = this;
+    const text = this.isUser || !this.ended ? [] : figures(message);
+    const versions = siblings(pane.conversation, message).map(({ id }) => id);
+    const state = [versions, pane.isLast(message), pane.elsewhere, Boolean(this.heat), text];
+    if (!this.#differs("footer", this.generation ? null : state)) return;
     if (this.generation) return this.footer.replaceChildren();
+    const disabled = pane.elsewhere;
     const buttons = [iconButton("copy", "Copy", (event) => this.#copy(event))];
     if (this.isUser) {
-      buttons.push(iconButton("edit", "Edit", () => this.edit()));
+      buttons.push(iconButton("edit", "Edit", () => this.edit(), { disabled }));
     } else {
-      buttons.push(iconButton("refresh", "Answer again", () => pane.regenerate(message)));
+      buttons.push(iconButton("refresh", "Answer again", () => pane.regenerate(message), { disabled }));
       if (pane.isLast(message))
-        buttons.push(iconButton("continue", "Continue this answer", () => pane.continueAnswer(message)));
-      buttons.push(iconButton("edit", "Edit", () => this.edit()));
+        buttons.push(iconButton("continue", "Continue this answer", () => pane.continueAnswer(message), { disabled }));
+      buttons.push(iconButton("edit", "Edit", () => this.edit(), { disabled }));
       buttons.push(
         iconButton("heat", "Token probabilities", () => this.toggleHeat(), {
           "aria-pressed": String(Boolean(this.heat)),
@@ -163,11 +189,9 @@ export class MessageView {
       );
       buttons.push(iconButton("code", "Show the request", () => pane.app.showRequest(pane.conversation, message)));
     }
-    const text = this.isUser ? [] : figures(message);
-    this.footer.replaceChildren(
-      ...this.#branches(),
-      h("div", { class: "actions" }, ...buttons),
-      ...(text.length ? [h("p", { class: "figures" }, text.join(" · "))] : []),
+    const figuresLine = text.length ? [h("p", { class: "figures" }, text.join(" · "))] : [];
+    keepFocus(this.footer, () =>
+      this.footer.replaceChildren(...this.#branches(), h("div", { class: "actions" }, ...buttons), ...figuresLine),
     );
   }
 
@@ -206,8 +230,9 @@ export class MessageView {
   }
 
   edit() {
-    if (this.generation) return;
+    if (this.generation || this.pane.elsewhere) return;
     this.editing = true;
+    this.states.clear();
     this.footer.replaceChildren();
     const done = (/** @type {string | null} */ text) => {
       this.editing = false;

@@ -1,10 +1,10 @@
 /** One conversation on the screen: header, messages, and the requests that extend it. A comparison has two panes. */
 
 import { addMessage, path, select } from "../conversation.js";
-import { h, iconButton } from "../dom.js";
+import { h } from "../dom.js";
 import { oncePerFrame } from "../frames.js";
 import { Generation } from "./generation.js";
-import { contextGauge, modelChoice, systemChip } from "./header.js";
+import { Header } from "./header.js";
 import { holding } from "./lock.js";
 import { MessageView } from "./message.js";
 import { Scroller } from "./scroller.js";
@@ -33,19 +33,18 @@ export class Pane {
     /** @type {Map<string, MessageView>} */
     this.views = new Map();
     this.saved = 0;
-    /** Whether another tab receives the last answer. */
-    this.elsewhere = false;
+    /** Ids of the answers whose locks this tab waits for: other tabs receive them. */
+    this.awaited = new Set();
     this.list = h("div", { class: "messages" });
-    this.system = h("div", { class: "system" });
-    this.scroller = new Scroller(label ? `Conversation ${label}` : "Conversation", this.system, this.list);
-    this.header = h("div", { class: "pane-header" });
+    this.header = new Header(this);
+    this.scroller = new Scroller(label ? `Conversation ${label}` : "Conversation", this.header.system, this.list);
     this.element = h(
       "section",
       { class: "pane", "aria-label": label ? `Column ${label}` : "Chat" },
       this.scroller.element,
       this.scroller.jump,
     );
-    this.drawHeader();
+    this.header.draw();
     this.drawMessages();
     this.scroller.scrollToEnd();
   }
@@ -54,43 +53,26 @@ export class Pane {
     return this.app.model(this.conversation.model);
   }
 
-  drawHeader() {
-    const { app, conversation } = this;
-    const name = this.label ? `Model of column ${this.label}` : "Model";
-    const choice = modelChoice(app.models, conversation.model || this.model?.id || "", name, (model) =>
-      this.#chooseModel(model),
-    );
-    this.gauge = h("div", { class: "gauge" });
-    const settings = iconButton(
-      "sliders",
-      this.label ? `Settings of column ${this.label}` : "Settings of this conversation",
-      () => app.editSettings(this),
-    );
-    const keep = this.label
-      ? h(
-          "button",
-          { type: "button", class: "button small", onclick: () => app.endComparison(this) },
-          `Keep ${this.label}`,
-        )
-      : null;
-    const mark = this.label ? h("span", { class: "side-mark", "aria-hidden": "true" }, this.label) : null;
-    this.header.replaceChildren(...[mark, choice, this.gauge, settings, keep].filter((item) => item !== null));
-    this.#drawGauge();
-    const prompt = conversation.system;
-    this.system.replaceChildren(...(prompt ? [systemChip(prompt, () => app.editSettings(this))] : []));
+  /** Whether another tab receives the last answer. */
+  get elsewhere() {
+    return this.awaited.has(path(this.conversation).at(-1)?.id);
   }
 
-  /** @param {string} model */
-  #chooseModel(model) {
-    this.conversation.model = model;
-    this.app.save(this.conversation);
-    this.drawHeader();
-    /** @type {HTMLElement | null} */ (this.header.querySelector("select"))?.focus();
+  /** Whether a person is editing a message. */
+  get editing() {
+    return [...this.views.values()].some((view) => view.editing);
   }
 
-  #drawGauge() {
-    const usage = path(this.conversation).findLast((message) => message.usage)?.usage;
-    this.gauge.replaceChildren(...contextGauge(usage?.total_tokens ?? 0, this.model?.context));
+  /** Whether no tab receives the last answer. */
+  get idle() {
+    return !this.generation && !this.elsewhere;
+  }
+
+  /** Shows what another tab has changed. */
+  showChanges() {
+    this.header.update();
+    this.drawMessages();
+    this.scroller.keepBottom();
   }
 
   drawMessages() {
@@ -105,15 +87,14 @@ export class Pane {
       }
       return view.element;
     });
-    if (
-      elements.some((element, index) => this.list.children[index] !== element) ||
-      this.list.children.length !== elements.length
-    ) {
-      this.list.replaceChildren(...elements);
-    }
+    for (const child of [...this.list.children]) if (!elements.includes(child)) child.remove();
+    elements.forEach((element, index) => {
+      const place = this.list.children[index];
+      if (place !== element) this.list.insertBefore(element, place ?? null);
+    });
     this.element.classList.toggle("empty", !messages.length);
     if (!messages.length) this.list.replaceChildren(welcome(this));
-    this.#drawGauge();
+    this.header.drawGauge();
   }
 
   /** @param {Message} message @returns {boolean} */
@@ -173,13 +154,15 @@ export class Pane {
 
   /** @param {Message} message an answer: another one becomes its sibling */
   regenerate(message) {
-    if (this.generation) return;
+    if (!this.idle) return;
     return this.#answer(this.conversation.messages[message.parent ?? ""]);
   }
 
   /** @param {Message} message the last answer */
   continueAnswer(message) {
-    return this.#continue(message, () => true);
+    if (!this.idle) return;
+    const { revision } = message; // another tab may continue the answer first
+    return this.#continue(message, () => message.revision === revision);
   }
 
   /**
@@ -189,34 +172,41 @@ export class Pane {
   async resume() {
     const message = path(this.conversation).at(-1);
     const isOpen = () => !message?.finish || message.finish === "interrupted";
-    if (this.generation || this.elsewhere || message?.role !== "assistant" || !isOpen()) return;
-    this.elsewhere = true;
-    this.app.onbusy();
-    await this.#continue(message, () => isOpen() && this.app.panes.includes(this) && this.isLast(message));
+    if (!this.idle || message?.role !== "assistant" || !isOpen()) return;
+    await this.#continue(message, isOpen);
   }
 
   /**
    * @param {Message} message
-   * @param {() => boolean} isWanted asked when no other tab receives the answer and its latest text is known
+   * @param {() => boolean} isUnchanged asked when no other tab receives the answer and its latest text is known
    */
-  async #continue(message, isWanted) {
-    if (this.generation) return;
+  async #continue(message, isUnchanged) {
+    this.awaited.add(message.id);
+    this.#drawState();
     await holding(message.id, async () => {
-      const known = await this.#refresh();
-      if (!known || this.generation || !isWanted() || !this.conversation.messages[message.id]) return;
+      const known = await this.#refresh(message);
+      if (!known || this.generation || !isUnchanged() || !this.app.panes.includes(this) || !this.isLast(message)) return;
       message.continued = message.content.length;
       message.system = this.conversation.system;
       message.parameters = this.#parameters();
       message.model = this.conversation.model || message.model;
       const scores = message.edited || !message.content ? [] : await this.app.library.readScores(message.id);
       await this.#generate(message, scores, true);
-      if (message.content.length === message.continued && !message.error)
+      if (message.content.length === message.continued && message.finish === "stop")
         this.app.toast("The model added nothing: it considers the answer complete.");
     });
   }
 
-  /** @returns {Promise<boolean>} whether the latest text of the answer is known, which no other tab receives */
-  async #refresh() {
+  #drawState() {
+    this.drawMessages();
+    this.app.onbusy();
+  }
+
+  /**
+   * @param {Message} message an answer that no other tab receives any more
+   * @returns {Promise<boolean>} whether its latest text is known
+   */
+  async #refresh(message) {
     try {
       await this.app.library.refresh(this.conversation);
       return true;
@@ -224,9 +214,8 @@ export class Pane {
       this.app.toast("The browser could not read the stored conversation. Load the page again.");
       return false;
     } finally {
-      this.elsewhere = false;
-      this.drawMessages();
-      this.app.onbusy();
+      this.awaited.delete(message.id);
+      this.#drawState();
     }
   }
 
@@ -238,7 +227,7 @@ export class Pane {
    * @param {string} alternative
    */
   branchAt(message, tokens, index, alternative) {
-    if (this.generation) return;
+    if (!this.idle) return;
     const logprob = tokens[index].top.find(([text]) => text === alternative)?.[1] ?? 0;
     const scores = [...tokens.slice(0, index), { text: alternative, logprob, top: tokens[index].top }];
     const content = scores.map(({ text }) => text).join("");
@@ -282,7 +271,8 @@ export class Pane {
     if (this.generation) return;
     select(this.conversation, message);
     this.app.save(this.conversation);
-    this.drawMessages();
+    this.#drawState();
+    this.app.resume();
     const view = this.views.get(message.id);
     const button = /** @type {HTMLElement | null} */ (
       view?.element.querySelector(`[aria-label="${focus}"]:not(:disabled)`)

@@ -60,7 +60,8 @@ export function figures(message) {
     );
   const miss = reasonOfMiss(usage);
   if (miss) result.push(miss);
-  if (message.finish && ENDS[message.finish]) result.push(message.full ? "the context is full" : ENDS[message.finish]);
+  const end = ENDS[message.finish ?? "interrupted"];
+  if (end) result.push(message.full ? "the context is full" : end);
   if (message.edited) result.push("edited");
   return result;
 }

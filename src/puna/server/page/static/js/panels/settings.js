@@ -131,7 +131,7 @@ export function editSettings(pane) {
     conversation.system = system.value.trim();
     conversation.sampling = result;
     app.save(conversation);
-    pane.drawHeader();
+    pane.header.draw();
     dialog.close();
   };
   const reset = () => {

@@ -36,10 +36,13 @@ export class TopBar {
   draw() {
     const { app } = this;
     const compared = app.panes.length > 1;
-    this.title.value = app.conversation?.title ?? "";
+    const title = app.conversation?.title ?? "";
+    if (title !== this.shown) this.title.value = title; // a person may be typing another one
+    this.shown = title;
     byId("heading").textContent = app.conversation?.title || "New conversation";
     document.title = app.conversation?.title ? `${app.conversation.title} · puna` : "puna";
-    this.slot.replaceChildren(...(compared ? [] : app.panes.map((pane) => pane.header)));
+    const headers = compared ? [] : app.panes.map((pane) => pane.header.element);
+    if (this.slot.firstChild !== (headers[0] ?? null)) this.slot.replaceChildren(...headers);
     this.compare.hidden = compared;
     byId("main").classList.toggle("comparing", compared);
   }
@@ -47,7 +50,7 @@ export class TopBar {
   #rename() {
     const { conversation } = this.app;
     if (!conversation) return;
-    conversation.title = this.title.value.trim();
+    conversation.title = this.title.value = this.title.value.trim();
     this.app.save(conversation);
     this.draw();
   }

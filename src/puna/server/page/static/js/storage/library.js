@@ -29,6 +29,8 @@ export class Library {
     this.onchange = () => {};
     /** @type {(conversation: Conversation) => void} called when another tab has changed a conversation */
     this.onadopt = () => {};
+    /** @type {(conversation: Conversation) => boolean} whether a person is editing a message, whose branch stays */
+    this.isEdited = () => false;
     /** @type {(ids: string[]) => void} called when another tab has removed conversations */
     this.onremove = () => {};
     /** Tells the other tabs what this one has stored. */
@@ -57,7 +59,7 @@ export class Library {
       this.onadopt(own);
     } else {
       const stored = await this.database.conversations.get(id);
-      if (!stored || this.conversations.has(id)) return;
+      if (!stored || this.conversations.has(id) || this.removed.has(id)) return;
       this.conversations.set(id, stored);
       this.bases.set(id, baseOf(stored));
     }
@@ -88,7 +90,7 @@ export class Library {
    * @param {Conversation} stored
    */
   #adopt(own, stored) {
-    const taken = adopt(own, stored, this.bases.get(own.id), this.busy.has(own.id));
+    const taken = adopt(own, stored, this.bases.get(own.id), this.busy.has(own.id) || this.isEdited(own));
     for (const id of taken) this.scores.delete(id);
     return taken.length > 0;
   }

@@ -267,20 +267,24 @@ export function readExport(json) {
 }
 
 /**
- * Adds the conversations of a file. A conversation that exists unchanged is skipped; one that differs becomes a copy.
+ * Adds the conversations of a file, except those that exist unchanged. They get new ids, because any tab may have
+ * removed a conversation with the old one, and removes it again wherever it still appears.
  * @param {import("./library.js").Library} library
  * @param {string} json
  * @returns {Promise<number>} number of added conversations
  */
 export async function importDocument(library, json) {
   const items = readExport(json);
+  const stored = [...library.conversations.values()];
   const added = items.filter(
-    ({ conversation }) => library.conversations.get(conversation.id)?.updated !== conversation.updated,
+    ({ conversation }) =>
+      !stored.some(
+        ({ id, origin, updated }) =>
+          (id === conversation.id || origin === conversation.id) && updated === conversation.updated,
+      ),
   );
   const copies = added.map(({ conversation, tokens }) => {
-    const known = library.conversations.has(conversation.id) || library.removed.has(conversation.id);
-    if (!known) return { original: conversation.id, conversation, tokens };
-    const { copy, ids } = duplicate(conversation);
+    const { copy, ids } = duplicate(conversation, { origin: conversation.id });
     const renamed = Object.fromEntries(Object.entries(tokens).map(([id, scores]) => [ids.get(id), scores]));
     return { original: conversation.id, conversation: copy, tokens: renamed };
   });
