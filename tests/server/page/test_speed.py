@@ -30,7 +30,7 @@ SLOWER = {"nested", "formulas"}
 """Kinds of text with single frames of 67 and 117 ms on two cores of a Zen 3."""
 
 STYLED = 700
-"""Limit of the elements whose styles are computed in one frame. It does not depend on the speed of the machine."""
+"""Limit of the elements whose styles are computed in one frame. A slow machine draws more new text in each frame."""
 
 
 def receive(person: Person, text: str, begin: Callable[[], None] = lambda: None) -> None:
@@ -85,6 +85,7 @@ def test_frames_of_an_answer_of_10000_tokens_use_less_than_50_ms(browser, person
 
 
 @pytest.mark.slow
+@pytest.mark.timing
 @pytest.mark.parametrize("kind", ["list", "nested", "table", "code"])
 def test_new_text_does_not_change_the_styles_of_the_text_before(browser, person, kind):
     events = json.loads(trace(browser, person, f"kind {kind}"))["traceEvents"]

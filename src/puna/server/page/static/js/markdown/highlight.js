@@ -14,6 +14,8 @@ const PIECE_LIMIT = 8000;
 
 /** @type {Worker | null} */
 let worker = null;
+/** Whether the worker could not be loaded. */
+let failed = false;
 let count = 0;
 /** @type {Map<number, (parts: Part[]) => void>} what to do with the results that have not arrived */
 const pending = new Map();
@@ -30,6 +32,10 @@ export function prepareHighlighting() {
     if (parts.length) pending.get(id)?.(parts);
     pending.delete(id);
   };
+  worker.onerror = () => {
+    failed = true; // code stays plain
+    pending.clear();
+  };
 }
 
 /**
@@ -41,6 +47,7 @@ export function highlight(pieces, language) {
   const text = pieces.map((piece) => piece.textContent).join("");
   if (!language || text.length > LIMIT) return;
   prepareHighlighting();
+  if (failed) return;
   count += 1;
   pending.set(count, (parts) => colour(pieces, parts));
   worker?.postMessage({ id: count, text, language });
