@@ -1,4 +1,4 @@
-"""Values of a call's arguments. A model wrote them: valid JSON may have numbers and texts that are none in Python."""
+"""Values of a call's arguments. A model wrote them: they may have numbers beyond float64 and broken characters."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Recipe:
     notes: tuple[str, ...] = ()
 
     def with_other(self, arguments: Mapping[str, Any]) -> Recipe:
-        """Returns the recipe with arguments that only some tokenizers have, or none; they override the files.
+        """Returns the recipe with arguments that not every tokenizer has; they override the files.
 
         `save_pretrained` writes those that no tokenizer has, as in transformers.
         """
