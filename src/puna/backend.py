@@ -8,7 +8,7 @@ Legend: t tokens of a chunk, D hidden_size, L layers, K kv heads, E head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -126,6 +126,14 @@ class Backend(Protocol):
     @property
     def chooses_tokens(self) -> bool:
         """Whether chunks may have the output "token", which transfers less from a GPU than logits."""
+        ...
+
+    def compile(self, most: int, report: Callable[[Sequence[int]], None]) -> None:
+        """Compiles before the first step what the first steps of up to `most` sequences would otherwise compile.
+
+        Args:
+            report: called with the numbers of sequences that code is compiled for, if there are any, before it is.
+        """
         ...
 
     def forward(self, batch: Batch) -> Outputs:

@@ -49,7 +49,7 @@ def test_every_option_reaches_the_settings(settings, tmp_path, monkeypatch):
         "--host", "0.0.0.0", "--api-key-file", str(keys), "--allowed-host", "Llama.example", "--allow-origin",
         "https://a.example", "--allow-origin", "https://b.example", "--max-queue", "5", "--queue-seconds", "7",
         "--max-streams", "3", "--fair-by", "user", "--request-seconds", "9", "--body-seconds", "8",
-        "--slow-reader-seconds", "6", "--log", "json", "--metrics-alias", "vllm", "--replica", "r1",
+        "--slow-reader-seconds", "6", "--log", "json", "--metrics-alias", "vllm", "--replica", "r1", "--lazy-compile",
     )  # fmt: skip
     assert chosen.keys == (("alice", KEY), ("key-2", "second-key-of-the-tests"))
     assert chosen.allowed_hosts == {"Llama.example"}
@@ -58,6 +58,7 @@ def test_every_option_reaches_the_settings(settings, tmp_path, monkeypatch):
     assert (admission.queue, admission.queue_seconds, admission.per_caller, admission.fair_by) == (5, 7, 3, "user")
     assert (chosen.request_seconds, chosen.body_seconds, chosen.slow_reader_seconds) == (9, 8, 6)
     assert (chosen.access_log, chosen.metrics_alias, chosen.replica) == ("json", "vllm", "r1")
+    assert chosen.lazy_compile
     assert KEY not in repr(chosen)
 
 

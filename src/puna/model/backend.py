@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,11 @@ class TorchBackend:
     chunks of equal length. PyTorch's kernels round differently for other numbers of rows, so the logits of a chunk
     depend on the rest of the batch by rounding.
 
-    On a GPU, steps in which each sequence decodes one token are CUDA graphs (see `DecodeGraphs`). The first step with
-    1, with up to 16, up to 64 and up to 256 sequences compiles its graph, which takes some seconds. Other steps, those
-    with adapters, and models of the rope types dynamic and longrope run without graphs. For graphs, matrices with the
-    same inputs are joined: the model's parameters become views of joined ones (see `join_layers`).
+    On a GPU, steps in which each sequence decodes one token are CUDA graphs (see `DecodeGraphs`). There is one graph
+    for 1 sequence, one for up to 16, up to 64 and up to 256. `compile` compiles them; otherwise the first step of each
+    size does, and all sequences wait. Other steps, those with adapters, and models of the rope types
+    dynamic and longrope run without graphs. For graphs, matrices with the same inputs are joined: the model's
+    parameters become views of joined ones (see `join_layers`).
 
     Args:
         model: the model, which is put into evaluation mode.
@@ -105,6 +106,17 @@ class TorchBackend:
     def page_bytes(self) -> int:
         """Bytes of a page: the keys and values of PAGE tokens in all layers."""
         return self._cache.page_bytes
+
+    @torch.inference_mode()
+    def compile(self, most: int, report: Callable[[Sequence[int]], None]) -> None:
+        """Compiles the graphs that steps of up to `most` sequences need."""
+        self._check_open()
+        sizes = [size for size, smaller in zip(ROWS, (0, *ROWS), strict=False) if smaller < most]
+        if self._graphs is not None:
+            report(sizes)
+            with memory_errors():
+                for size in sizes:
+                    self._graphs.compile(size)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Outputs:

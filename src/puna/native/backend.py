@@ -185,6 +185,9 @@ class NativeBackend:
         finally:
             self._library.puna_model_observe(self._model, None)
 
+    def compile(self, most: int, report: Callable[[Sequence[int]], None]) -> None:
+        """Does nothing: the library is compiled."""
+
     def forward(self, batch: Batch) -> Outputs:
         """Writes the batch's keys and values; returns the outputs that its chunks request.
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -79,13 +80,17 @@ class Service:
         if isinstance(model, AsyncLLM):
             self._open(model)
 
-    def load_in_thread(self) -> threading.Thread:
-        """Starts to load the model in a thread, while other modules are imported; returns the thread."""
-        thread = threading.Thread(target=self._load, name="puna-load", daemon=True)
+    def load_in_thread(self, on_compile: Callable[[Sequence[int]], None] = lambda sizes: None) -> threading.Thread:
+        """Starts to load the model in a thread, while other modules are imported; returns the thread.
+
+        Args:
+            on_compile: called before code is compiled, with the numbers of sequences of the steps that run it.
+        """
+        thread = threading.Thread(target=self._load, args=(on_compile,), name="puna-load", daemon=True)
         thread.start()
         return thread
 
-    def _load(self) -> None:
+    def _load(self, on_compile: Callable[[Sequence[int]], None]) -> None:
         options: dict[str, Any] = dict(self.settings.options)
         try:
             from puna.checkpoint import locate_model, open_checkpoint
@@ -93,6 +98,8 @@ class Service:
             checkpoint = open_checkpoint(locate_model(self._path))
             llm = AsyncLLM(checkpoint, adapters=self.settings.adapters or None, **options)
             _ = llm.tokenizer
+            if not self.settings.lazy_compile:
+                llm._backend.compile(self.settings.slots, on_compile)
             if self.settings.warm is not None:
                 warm(llm, self.settings.warm)
             self._open(llm, checkpoint)

@@ -73,6 +73,8 @@ class ServerSettings:
         name: the model's name in requests and responses; None means the name of the model's file or folder.
         adapters: paths of adapters by the adapters' names in requests.
         warm: file of prompts that are read into the prefix cache when the server starts.
+        lazy_compile: on a GPU, compile the steps of a number of sequences when a request first needs them, while all
+            answers wait, instead of before the server is ready.
         options: further arguments of `AsyncLLM`.
     """
 
@@ -97,6 +99,7 @@ class ServerSettings:
     name: str | None = None
     adapters: Mapping[str, str] = field(default_factory=dict)
     warm: Path | None = None
+    lazy_compile: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -85,6 +86,10 @@ def serve(
         int, options.number(low=1, high=1024, help="Maximum number of answers that are generated at once.")
     ] = 64,
     device: options.Device = None,
+    lazy_compile: Annotated[
+        bool,
+        typer.Option("--lazy-compile", help="On a GPU, compile while the first requests wait, not before."),
+    ] = False,
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
     tp: Annotated[
@@ -119,7 +124,8 @@ def serve(
     settings = ServerSettings(
         host=host, port=port, unknown_fields=unknown_fields,
         trust_request_chat_template=trust_request_chat_template, limits=read_limits(values),
-        drain_seconds=drain_seconds, name=served_name, adapters=by_name, warm=warm, options=engine,
+        drain_seconds=drain_seconds, name=served_name, adapters=by_name, warm=warm,
+        lazy_compile=lazy_compile, options=engine,
         **read_guard(values),
     )  # fmt: skip
     if tp > 1 and _follow(path, tp, threads, dtype, max_batch):
@@ -160,8 +166,15 @@ def _service(path: Path, settings: Any) -> Service:
     from puna.server.service import Service
 
     service = Service(path, settings)
-    service.load_in_thread()
+    service.load_in_thread(_report_compilation)
     return service
+
+
+def _report_compilation(sizes: Sequence[int]) -> None:
+    note(
+        f"puna: compiling for {', '.join(map(str, sizes))} sequences: this can take minutes; "
+        "--lazy-compile does it during the first requests"
+    )
 
 
 def _run(service: Service, on_ready: Any) -> None:

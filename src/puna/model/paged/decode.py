@@ -139,7 +139,7 @@ class Captured:
 
 
 class DecodeGraphs:
-    """The CUDA graphs of a model, by number of rows. A graph is compiled when a step first needs it.
+    """The CUDA graphs of a model, by number of rows. A graph is compiled by `compile`, or when a step first needs it.
 
     Args:
         joined: the model's decoder layers with joined products.
@@ -151,12 +151,15 @@ class DecodeGraphs:
         # Layers with packed matrices are captured without compilation: their products call code of autograd.
         self._compiles = not any(isinstance(module, PackedMatrix) for module in model.modules())
 
-    def run(self, chunks: Sequence[Chunk]) -> Outputs:
-        """Returns the logits or the tokens of chunks of one token."""
-        rows = next(size for size in ROWS if size >= len(chunks))
+    def compile(self, rows: int) -> Captured:
+        """Returns the graph of a size, which is compiled if it does not exist yet."""
         if rows not in self._graphs:
             self._graphs[rows] = self._capture(rows)
-        captured = self._graphs[rows]
+        return self._graphs[rows]
+
+    def run(self, chunks: Sequence[Chunk]) -> Outputs:
+        """Returns the logits or the tokens of chunks of one token."""
+        captured = self.compile(next(size for size in ROWS if size >= len(chunks)))
         captured.step.load(chunks)
         captured.graph.replay()
         captured.host_tokens.copy_(captured.tokens, non_blocking=True)

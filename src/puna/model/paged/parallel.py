@@ -9,7 +9,7 @@ engine; the others repeat each call of its backend (`follow`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -86,6 +86,9 @@ class ParallelBackend:
     def numerics(self) -> str:
         """All that determines the contents of pages except the weights, the configuration and the tokens."""
         return f"{self._backend.numerics} in {self._size} processes"
+
+    def compile(self, most: int, report: Callable[[Sequence[int]], None]) -> None:
+        """Does nothing: only steps on a GPU are compiled."""
 
     def forward(self, batch: Batch) -> Outputs:
         """Writes the batch's keys and values; returns the outputs that its chunks request."""
