@@ -267,6 +267,30 @@ def test_the_stop_string_and_special_tokens_may_be_part_of_the_text(turns):
         text(skip_special_tokens=1)
 
 
+@pytest.mark.parametrize(
+    ("stop", "minimum", "text"),
+    [
+        ("z", 1, "y"),
+        ("z", 2, "yz\nab"),
+        (["z", "b"], 2, "yz\na"),
+        ("z\n", 3, "y"),  # ends after the third token
+        ("z\n", 4, "yz\nab"),
+        ("<|turn|>", 2, "yz"),
+        ("<|turn|>", 3, "yz\nab"),
+        ("z<|turn|>", 2, "y"),
+        ("z<|turn|>", 3, "yz\nab"),
+        ("a", 5, "yz\n"),
+        ("a", 6, "yz\nab"),
+        ("b", 7, "yz\nab"),
+    ],
+)
+def test_stop_strings_do_not_end_an_answer_before_its_minimum(turns, stop, minimum, text):
+    answer = turns.generate("x", stop=stop, min_tokens=minimum)
+    assert answer.text == text and len(answer.ids) >= minimum
+    assert (answer.stop in (stop, *stop)) is (text != "yz\nab")
+    assert "".join(turns.stream("x", stop=stop, min_tokens=minimum)) == text
+
+
 def test_deltas_of_several_answers_and_the_progress_of_the_prompt(turns):
     from puna.answer import Delta, PromptProgress
 

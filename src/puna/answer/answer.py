@@ -247,7 +247,8 @@ class Answer:
         elif event.logprobs is not None:
             self._stop_logprob = (event.logprobs.logprob,)
         held = self._decoder.finish() if self.finished or self._stops.is_marked(special) else ""
-        if final := self._stops.push(text, special, held, self.finished):
+        ignored = len(self.ids) <= self.request.sampling.min_tokens
+        if final := self._stops.push(text, special, held, self.finished, ignored):
             self._text.append(final)
         if self._stops.stop is not None:
             self.finish_reason, self.stop = "stop", self._stops.stop

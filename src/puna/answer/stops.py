@@ -69,13 +69,14 @@ class StopSearch:
         self._characters = frozenset("".join(stops))
         self.stop: str | None = None
         self._pending = ""  # text that may be the beginning of a stop string
+        self._ignored = 0  # number of its characters in which no stop string may end
         self._marks: list[tuple[int, str]] = []  # of special tokens: (position in _pending, mark)
 
     def is_marked(self, index: int | None) -> bool:
         """Returns whether a token is a special token that stop strings may contain; False for None."""
         return index in self._mark_of
 
-    def push(self, text: str, index: int | None, held: str, ended: bool) -> str:
+    def push(self, text: str, index: int | None, held: str, ended: bool, ignored: bool = False) -> str:
         """Adds text; returns the text before a stop string, or before the possible beginning of one.
 
         Args:
@@ -84,16 +85,20 @@ class StopSearch:
             held: text that follows if the answer ends here. It is searched after a special token, since no later token
                 can change a stop string that ends with the special token.
             ended: whether the answer has ended for another reason.
+            ignored: whether a stop string that ends in this text, or contains this token, does not end the answer.
         """
         self._pending += text
+        if ignored:
+            self._ignored = len(self._pending)
         if not self._plain:
             text, self._pending = self._pending + held, ""
             return text
         if index is not None and index in self._mark_of:
-            self._marks.append((len(self._pending) + len(held), self._mark_of[index]))
+            self._marks.append((len(self._pending) + len(held), _OTHER_MARK if ignored else self._mark_of[index]))
         text = self._pending + held
         if not self._marks and text and text[-1] not in self._characters and not any(s in text for s in self._plain):
             self._pending = ""  # the text neither contains a stop string nor ends with the beginning of one
+            self._ignored = 0
             return text
         end = self._end_of_match(text)
         if end is None:
@@ -104,7 +109,11 @@ class StopSearch:
     def _end_of_match(self, text: str) -> int | None:
         """Returns where the first stop string ends the answer's text, and sets `stop`; None if there is none."""
         marked = self._shown(text)
-        matches = [(start, start + len(stop), stop) for stop in self._plain if (start := text.find(stop)) >= 0]
+        matches = [
+            (start, start + len(stop), stop)
+            for stop in self._plain
+            if (start := text.find(stop, max(0, self._ignored + 1 - len(stop)))) >= 0
+        ]
         for stop, form in self.marked:
             if (start := marked.find(form)) >= 0:
                 matches.append((_visible(marked[:start]), _visible(marked[: start + len(form)]), stop))
@@ -123,6 +132,7 @@ class StopSearch:
     def _drop(self, end: int) -> None:
         """Removes pending text before a position."""
         self._pending = self._pending[end:]
+        self._ignored = max(0, self._ignored - end)
         marks = [(i - end, mark) for i, mark in self._marks if i >= end]
         old, new = marks[: -self._longest], marks[-self._longest :]
         # A stop string contains at most `_longest` marks. Of older ones, one in each position still separates text.

@@ -154,7 +154,9 @@ class SamplingOptions(TypedDict, total=False):
         bool | None, "the model's end tokens do not end the answer; stop_token_ids and stop still do."
     ]
     min_tokens: Annotated[
-        int | None, "minimum number of tokens of the answer; ids that end the answer cannot be chosen before."
+        int | None,
+        "minimum number of tokens of the answer: before, ids that end the answer cannot be chosen, and stop strings do "
+        "not end it.",
     ]
     logprobs: Annotated[
         int | None,
