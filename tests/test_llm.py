@@ -243,6 +243,8 @@ def test_max_tokens_of_none_fills_the_context(llm):
         (lambda llm: llm.generate([{"role": "user"}]), "the prompt must be text"),
         (lambda llm: llm.logits("abc"), "the prompt must be text"),
         (lambda llm: llm.logits([1.7]), "the prompt must be text"),
+        (lambda llm: llm.generate("x", prediction=5), "prediction must be text or token ids"),
+        (lambda llm: llm.score("x", [5]), "a continuation must be text or token ids"),
     ],
 )
 def test_impossible_requests_are_errors_before_anything_runs(llm, call, words):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import inspect
+import pickle
 import subprocess
 import sys
 import weakref
@@ -13,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from puna import LLM, Completion, LlamaConfig, convert
+from puna import LLM, AsyncLLM, Completion, LlamaConfig, convert
 from puna.answer import Answer
 from puna.checkpoint import open_checkpoint
-from puna.errors import BackendError, ModelNotFoundError, PunaError, RequestError
+from puna.errors import ArgumentError, BackendError, ModelNotFoundError, PunaError, RequestError
 from puna.options import Options
 from puna.prompts import read_ids
 from tests.helpers.configurations import config_of
@@ -52,6 +54,17 @@ def test_a_closed_model_answers_with_an_error(tiny_model, backend):
             call("the llama")
     with pytest.raises(RequestError, match="closed"), llm:
         pass
+
+
+@pytest.mark.parametrize("kind", [LLM, AsyncLLM])
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_model_can_neither_be_pickled_nor_copied(tiny_model, kind, duplicate):
+    llm = kind(tiny_model, "native")
+    with pytest.raises(
+        ArgumentError, match=r"LLM cannot be pickled or copied, because .*; load .* in the other process"
+    ):
+        duplicate(llm)
+    llm.close()
 
 
 @needs_torch
@@ -188,6 +201,8 @@ def test_a_token_id_of_any_size_is_an_error(tiny_model):
         ({"threads": "2"}, "threads is '2'"),
         ({"threads": 10**5000}, "threads is a whole number"),
         ({"max_batch": 0}, "max_batch is 0; it must be a whole number from 1 to 1024"),
+        ({"tensor_parallel": 0}, "tensor_parallel is 0; it must be a whole number from 1 to 64"),
+        ({"tensor_parallel": "2"}, "tensor_parallel is '2'; it must be a whole number"),
         ({"quantize": 3}, "quantize is 3"),
         ({"quantize": "q8_0", "dtype": "float32"}, "quantize is 'q8_0', but float32 is requested"),
         pytest.param({"device": 3.5}, "device is 3.5", marks=needs_torch),

@@ -38,7 +38,7 @@ def open_backend(
         BackendError: an argument is invalid, arguments contradict each other, or the backend cannot run the model.
         MissingExtraError: PyTorch is needed but not installed.
     """
-    _check_arguments(name, threads, max_batch)
+    _check_arguments(name, threads, max_batch, tensor_parallel)
     _check_types(device, dtype)
     checkpoint = _with_tied_head(checkpoint)
     needs_torch = tensor_parallel > 1 or device is not None or str(dtype) not in ("None", "float32", "torch.float32")
@@ -122,12 +122,13 @@ def _with_tied_head(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, config=config, tensors=tensors, head="lm")
 
 
-def _check_arguments(name: object, threads: object, max_batch: object) -> None:
+def _check_arguments(name: object, threads: object, max_batch: object, processes: object) -> None:
     if name not in ("auto", "torch", "native"):
         raise BackendError(f"backend is {show(name)}; it must be 'auto', 'torch' or 'native'")
     check_threads(threads)
-    if isinstance(max_batch, bool) or not isinstance(max_batch, int) or not 0 < max_batch <= 1024:
-        raise BackendError(f"max_batch is {show(max_batch)}; it must be a whole number from 1 to 1024")
+    for argument, value, most in (("max_batch", max_batch, 1024), ("tensor_parallel", processes, 64)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+            raise BackendError(f"{argument} is {show(value)}; it must be a whole number from 1 to {most}")
 
 
 def _check_types(device: object, dtype: object) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from puna.backends import check_language_model, memory_errors, open_backend
 from puna.checkpoint.names import SCORE
 from puna.classification import ClassificationHead
 from puna.config import LlamaConfig
 from puna.engine import DEFAULT_DISK_BYTES, Engine, Runner, Statistics, open_disk_cache
-from puna.errors import ChatTemplateError, ModelNotFoundError, RequestError, show
+from puna.errors import ArgumentError, ChatTemplateError, ModelNotFoundError, RequestError, show
 from puna.lazy import cached_property
 from puna.model_adapters import ModelAdapters
 from puna.prompt_scores import PromptResult
@@ -112,6 +112,12 @@ class LoadedModel:
         closed = self._runner.closed
         state = "closed" if closed else f"backend={self.backend!r}, context_length={self.config.context_length}"
         return f"{type(self).__name__}({str(self.path)!r}, {state})"
+
+    def __reduce__(self) -> NoReturn:
+        raise ArgumentError(
+            f"{type(self).__name__} cannot be pickled or copied, because a thread of this process runs the model; load "
+            f"{str(self.path)!r} in the other process, or use this object from several threads"
+        )
 
     def close(self) -> None:
         """Frees the memory of the weights and the cache. Later requests, and streams in progress, raise errors."""

@@ -38,7 +38,7 @@ class ChatArguments:
                 raise RequestError(f"{name} is given, but the prompt is not a conversation; give a list of messages")
 
 
-def read_ids(tokens: Sequence[int]) -> tuple[int, ...]:
+def read_ids(tokens: Sequence[int], name: str = "the prompt") -> tuple[int, ...]:
     """Converts token ids in a list, a tuple, a 1-D array or tensor to a tuple; floats and bools are errors."""
     try:
         if isinstance(tokens, str | bytes | bytearray | Mapping | Set):
@@ -51,7 +51,7 @@ def read_ids(tokens: Sequence[int]) -> tuple[int, ...]:
         hint = "; messages are for chat or stream" if is_messages(tokens) else ""
         if isinstance(tokens, list | tuple) and tokens and all(isinstance(item, str) for item in tokens):
             hint = "; only generate accepts a list of texts"
-        raise RequestError(f"the prompt must be text or token ids (whole numbers), got {show(tokens)}{hint}") from exc
+        raise RequestError(f"{name} must be text or token ids (whole numbers), got {show(tokens)}{hint}") from exc
 
 
 def split_inputs(inputs: Any) -> list[Any]:

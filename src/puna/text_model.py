@@ -123,7 +123,7 @@ class TextModel(LoadedModel):
                 "the context has no tokens, but the first token of a continuation must follow another one"
             )
         if not isinstance(continuation, str):
-            return first + read_ids(continuation), len(first)
+            return first + read_ids(continuation, "a continuation"), len(first)
         separate = tuple(self.tokenizer.encode(continuation, add_special_tokens=False))
         joined = tuple(self.tokenizer.encode(context + continuation)) if isinstance(context, str) else ()
         return join_ids(first, joined, separate)
@@ -247,7 +247,7 @@ class TextModel(LoadedModel):
         """Returns the tokens that the answer is expected to resemble."""
         prediction = options.get("prediction")
         if not isinstance(prediction, str):
-            return () if prediction is None else read_ids(prediction)
+            return () if prediction is None else read_ids(prediction, "prediction")
         return tuple(self.tokenizer.encode(prediction, add_special_tokens=False))
 
     def _word_ids(self, words: Any) -> list[tuple[int, ...]]:
