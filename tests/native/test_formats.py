@@ -123,12 +123,14 @@ def _kind(key: str) -> int:
     + [pytest.param(name, cache, marks=pytest.mark.slow) for name in ("f32", "q6_K") for cache in ("bf16", "q8_0")],
 )
 def test_logits_in_every_format_equal_those_of_the_reference(name, cache, kernels):
+    """Attention over many pages depends on the format of the cache alone: one format of weights has a long text."""
     config, tensors = small_model(name)
-    ids = np.random.default_rng(1).integers(0, 71, 300)
+    size = 300 if name == "q4_0" else 150
+    ids = np.random.default_rng(1).integers(0, 71, size)
     logits = check_stages(NativeBackend(config, tensors, 1, cache=cache), config, tensors, ids, kernels, cache)
     backend = NativeBackend(config, tensors, 2, cache=cache)
-    assert (run(backend, ids, [300]) == logits).all()
-    assert (run(backend, ids, [100, 1, 2, 3, 4, 5, 7, 12, 64] + [1] * 102) == logits).all()
+    assert (run(backend, ids, [size]) == logits).all()
+    assert (run(backend, ids, [size // 3, 1, 2, 3, 4, 5, 7, 12, 64] + [1] * (size - size // 3 - 98)) == logits).all()
 
 
 @pytest.mark.parametrize("names", [("q8_0", "q4_K"), ("q6_K", "q5_1", "bf16"), ("f32", "mxfp4", "iq2_s")])
