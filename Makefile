@@ -89,7 +89,7 @@ costs: $(READY)
 	$(PYTEST) --record-costs -m "not slow and not timing and not oracle"
 
 # tests/without_torch hides PyTorch and transformers: tests that need them are skipped, and all others must pass.
-# PASSED=FILE records the tests that passed.
+# PASSED=FILE records the tests that passed, and FILE.counts the number of tests in each file.
 test-core: $(READY)
 	PYTHONPATH=$(abspath tests/without_torch) $(PYTEST) $(PARALLEL) -m "not slow and not timing and not oracle" \
 		$(if $(PASSED),--record-passed=$(PASSED)) $(TESTS)

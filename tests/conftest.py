@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+import os
 import random
 import signal
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +57,11 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Does not import the tests of costly folders if -m excludes them."""
+    """Does not import costly folders if -m excludes their tests, nor files of which --leave-out names all tests."""
     excluded = "not costly" in config.getoption("-m") and is_costly_folder(collection_path)
+    file = config.getoption("--leave-out")
+    if file and not excluded:
+        excluded = collection_path.relative_to(ROOT).as_posix() in _complete_files(Path(file))
     return True if excluded else None
 
 
@@ -73,6 +79,38 @@ class _Recorder:
         self._file.close()
 
 
+def _counts(passed: Path) -> Path:
+    """Returns the path of the number of tests in each file, next to the names of those that passed."""
+    return passed.with_name(f"{passed.name}.counts")
+
+
+def _record_counts(passed: Path, items: list[pytest.Item]) -> None:
+    """Writes the number of tests in each file, whether -m selects them or not. All workers would write the same."""
+    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0":
+        _counts(passed).write_text(json.dumps(Counter(_file_of(item.nodeid) for item in items)), encoding="utf-8")
+
+
+def _file_of(node_id: str) -> str:
+    return node_id.partition("::")[0]
+
+
+@cache
+def _passed(file: Path) -> frozenset[str]:
+    """Returns the names of the tests that passed."""
+    return frozenset(file.read_text(encoding="utf-8").splitlines())
+
+
+@cache
+def _complete_files(file: Path) -> frozenset[str]:
+    """Returns the paths of the files of which each test passed.
+
+    A file must define the same tests with PyTorch and without. A file that is skipped as a whole without it has none.
+    """
+    counts = json.loads(_counts(file).read_text(encoding="utf-8"))
+    passed = Counter(_file_of(name) for name in _passed(file))
+    return frozenset(path for path, count in counts.items() if passed[path] == count)
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects tests by their markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselects the tests that need SHARED where it is absent (see the fixture `shared`), and those of --leave-out.
@@ -84,8 +122,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("slow")
         if is_costly(item.nodeid):
             item.add_marker("costly")
+    if record := config.getoption("--record-passed"):
+        _record_counts(Path(record), items)
     file = config.getoption("--leave-out")
-    names = set(Path(file).read_text(encoding="utf-8").splitlines()) if file else set()
+    names = _passed(Path(file)) if file else frozenset()
     removed = [item for item in items if item.nodeid in names or (_needs_shared(item) and not SHARED.is_dir())]
     config.hook.pytest_deselected(items=removed)
     kept = set(items) - set(removed)
