@@ -18,10 +18,10 @@ from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_gguf
 from tests.helpers.torch_files import DTYPES, save_torch, to_torch
 
 FREQS = np.linspace(1, 4, 4, dtype=np.float32)
-COUNTS = {"gguf": 1000, "safetensors": 700, "bin": 700}
+COUNTS = {"gguf": 400, "safetensors": 300, "bin": 700}
 CASES = [
     *COUNTS.items(),
-    *(pytest.param(kind, 10 * count, marks=pytest.mark.soak, id=f"{kind}-many") for kind, count in COUNTS.items()),
+    *(pytest.param(kind, 20 * count, marks=pytest.mark.soak, id=f"{kind}-many") for kind, count in COUNTS.items()),
 ]
 
 

@@ -11,6 +11,7 @@ from puna.backend import Chunk, page_count
 from puna.native import NativeBackend, machine
 from tests.helpers.configurations import config_of
 from tests.helpers.native import pack_state, run
+from tests.helpers.properties import FACTOR
 from tests.helpers.random_weights import random_state
 from tests.native.shapes import SHAPES
 
@@ -38,8 +39,9 @@ CASES = [
     (WIDE, "mxfp4", "f16"),
 ]
 KERNELS = machine().kernels
-SCHEDULES = -(-1000 // (len(CASES) * len(KERNELS)))
-"""Number of schedules for each case on each kernel build, so that there are at least 1,000 in all."""
+SCHEDULES = -(-400 // (len(CASES) * len(KERNELS))) * FACTOR
+"""Number of schedules for each case on each kernel build: at least 400 in all, and 4,000 in `make soak`. The program
+`schedules` (csrc/tests) compares kernels in other schedules."""
 
 
 @pytest.mark.slow
