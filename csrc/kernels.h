@@ -16,8 +16,7 @@ constexpr int kSplit = 256;      // positions per partial attention sum; partial
 
 // Number of consecutive activation blocks that share a scale when they are multiplied by weights with scales of this
 // kind: two if the scales are quantised (K and IQ formats), for which llama.cpp rounds activations in groups of 256;
-// otherwise one, as in llama.cpp. See benchmarks/NOTES.md. With an odd number of blocks, the last one has its own
-// scale.
+// otherwise one, as in llama.cpp. See benchmarks/NOTES.md. Rows of these formats have a multiple of eight blocks.
 constexpr int scale_blocks(Scales scales) { return head_bytes(scales) ? 2 : 1; }
 
 // 32 activations of one token, quantised to 8 bits.

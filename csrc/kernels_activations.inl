@@ -143,7 +143,7 @@ PUNA_INLINE __m512i reduce_each(const __m512i (&x)[16], const Combine& combine) 
 // Rounds a block with a known scale, and computes its sums, as `quantize_blocks` does.
 PUNA_INLINE void quantize_block(const float* x, float scale, float inverse, ActivationBlock& to) {
     const __m512 times = _mm512_set1_ps(inverse), magic = _mm512_set1_ps(12582912.0f);
-    const auto round = [&](int h) __attribute__((always_inline)) {
+    const auto round = [&](int h) PUNA_INLINED {
         const __m512 rounded = _mm512_fmadd_ps(_mm512_loadu_ps(x + h * kLanes), times, magic);
         return _mm512_cvtsepi32_epi8(_mm512_sub_epi32(_mm512_castps_si512(rounded), _mm512_set1_epi32(0x4b400000)));
     };
@@ -181,12 +181,11 @@ PUNA_INLINE void quantize_sixteen(const float* x, ActivationBlock* blocks) {
         magnitudes[i] = magnitude;
         minimums[i] = _mm512_castps_si512(minimum);
     }
-    const __m512 largest = _mm512_castsi512_ps(reduce_each(
-        magnitudes, [](__m512i a, __m512i b) __attribute__((always_inline)) { return _mm512_max_epu32(a, b); }));
-    const __m512 lowest =
-        _mm512_castsi512_ps(reduce_each(minimums, [](__m512i a, __m512i b) __attribute__((always_inline)) {
-            return _mm512_castps_si512(_mm512_min_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b)));
-        }));
+    const __m512 largest = _mm512_castsi512_ps(
+        reduce_each(magnitudes, [](__m512i a, __m512i b) PUNA_INLINED { return _mm512_max_epu32(a, b); }));
+    const __m512 lowest = _mm512_castsi512_ps(reduce_each(minimums, [](__m512i a, __m512i b) PUNA_INLINED {
+        return _mm512_castps_si512(_mm512_min_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b)));
+    }));
     const __mmask16 negative = _mm512_cmp_ps_mask(lowest, _mm512_sub_ps(_mm512_setzero_ps(), largest), _CMP_EQ_OQ);
     const __m512 steps = _mm512_mask_mov_ps(_mm512_set1_ps(-128.0f), negative, _mm512_set1_ps(128.0f));
     const __mmask16 positive = _mm512_cmp_ps_mask(largest, _mm512_setzero_ps(), _CMP_GT_OQ);

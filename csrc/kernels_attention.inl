@@ -65,7 +65,7 @@ PUNA_INLINE void product_tile(const typename Line::Element* a, int64_t a_stride,
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g)
             acc[t][g] = kAccumulate ? load(c + t * c_stride + g * kLanes) * broadcast(correction[t]) : broadcast(0.0f);
-    const auto step = [&](int64_t k, auto whole) __attribute__((always_inline)) {
+    const auto step = [&](int64_t k, auto whole) PUNA_INLINED {
         typename Line::Vector line[kGroup];
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g) {
@@ -242,7 +242,7 @@ PUNA_INLINE void reduce_rows(int64_t count, const Vector& vector, float* out) {
     for (; i + 16 <= count; i += 16) {
         __m512i rows[16];
         for (int r = 0; r < 16; ++r) rows[r] = (__m512i)vector(i + r).reg[0];
-        const __m512i each = reduce_each(rows, [](__m512i a, __m512i b) __attribute__((always_inline)) {
+        const __m512i each = reduce_each(rows, [](__m512i a, __m512i b) PUNA_INLINED {
             return (__m512i)(kAdd ? _mm512_add_ps((__m512)a, (__m512)b) : _mm512_max_ps((__m512)a, (__m512)b));
         });
         _mm512_storeu_ps(out + i, (__m512)each);
@@ -254,7 +254,7 @@ PUNA_INLINE void reduce_rows(int64_t count, const Vector& vector, float* out) {
 // Sets the scores of query i after its first valid[i] keys of a page to -infinity, and computes the maximum of each
 // query.
 PUNA_INLINE void mask_scores(float* scores, int64_t count, const int64_t* valid, float* max_score) {
-    const auto maximum_of = [&](int64_t i) __attribute__((always_inline)) {
+    const auto maximum_of = [&](int64_t i) PUNA_INLINED {
         float* const row = scores + i * kPage;
         for (int64_t j = valid[i] > 0 ? valid[i] : 0; j < kPage; ++j) row[j] = -__builtin_inff();
         f32x16 maximum = load(row);
@@ -277,7 +277,7 @@ PUNA_INLINE void softmax_block(float* scores, int64_t count, const int64_t* vali
         store(correction + i, exp(before - now));
         store(here + i, now);
     }
-    const auto sum_of = [&](int64_t i) __attribute__((always_inline)) {
+    const auto sum_of = [&](int64_t i) PUNA_INLINED {
         const f32x16 now = broadcast(here[i]);
         f32x16 sum = broadcast(0.0f);
         for (int64_t j = 0; j < kPage; j += kLanes) {

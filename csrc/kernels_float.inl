@@ -40,19 +40,19 @@ constexpr int kPrefetchFloats = 1024, kPrefetchBf16 = 1024, kPrefetchBf16Tokens 
 // bytes.
 struct F32Format {
     static constexpr int kColumns = 1, kBytes = 64;
-    static inline __attribute__((always_inline)) void read(const uint8_t* from, f32x16* out) {
+    static inline PUNA_INLINED void read(const uint8_t* from, f32x16* out) {
         out[0] = load(reinterpret_cast<const float*>(from));
     }
 };
 struct F16Format {
     static constexpr int kColumns = 1, kBytes = 32;
-    static inline __attribute__((always_inline)) void read(const uint8_t* from, f32x16* out) {
+    static inline PUNA_INLINED void read(const uint8_t* from, f32x16* out) {
         out[0] = f16_to_f32(reinterpret_cast<const uint16_t*>(from));
     }
 };
 struct Bf16Format {
     static constexpr int kColumns = 2, kBytes = 64;
-    static inline __attribute__((always_inline)) void read(const uint8_t* from, f32x16* out) {
+    static inline PUNA_INLINED void read(const uint8_t* from, f32x16* out) {
         const u32x16 both = load_u32(from);
         out[0] = as_f32(shift_right(both, -16));
         out[1] = as_f32(both & 0xffff0000u);

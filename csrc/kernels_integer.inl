@@ -13,6 +13,15 @@ constexpr bool kManyRegisters = true;
 constexpr bool kManyRegisters = false;
 #endif
 
+// Whether weights are unpacked to memory for any number of tokens, which leaves only one kernel per format to compile.
+// Without AVX2 and Arm's dot products it is the fastest: SSE2 on Zen 3, one token: Q4_0 1.39 times, Q4_K 1.29 times as
+// fast as unpacking in registers; two tokens: Q4_0 1.39 times.
+#if defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
+constexpr bool kOnlyUnpacked = false;
+#else
+constexpr bool kOnlyUnpacked = true;
+#endif
+
 // Scales and minimums of a block, for columns 0 .. 15 and 16 .. 31.
 struct BlockScales {
     f32x16 scale[2], min[2];
@@ -53,12 +62,10 @@ struct IntegerFormat {
                (kTable ? traits.levels != nullptr : traits.levels == nullptr && traits.zero == kZeroPoint);
     }
 
-    static inline __attribute__((always_inline)) BlockOffsets offsets(int64_t b) {
-        return block_offsets(kPlanes, kScaleKind, b);
-    }
+    static inline PUNA_INLINED BlockOffsets offsets(int64_t b) { return block_offsets(kPlanes, kScaleKind, b); }
     // Returns the place of the second of two blocks that share an activation scale. Its distance from the first is
     // constant.
-    static inline __attribute__((always_inline)) BlockOffsets next_offsets(const BlockOffsets& at) {
+    static inline PUNA_INLINED BlockOffsets next_offsets(const BlockOffsets& at) {
         constexpr BlockOffsets first = block_offsets(kPlanes, kScaleKind, 0),
                                next = block_offsets(kPlanes, kScaleKind, 1);
         return {at.head, at.scales + (next.scales - first.scales), at.planes + (next.planes - first.planes)};
@@ -67,19 +74,17 @@ struct IntegerFormat {
     // The table of levels of a matrix, as `quad` reads it; unused without kTable.
 #if defined(__AVX2__)
     using Table = u32x16;
-    static inline __attribute__((always_inline)) Table table(const Panels& w) {
+    static inline PUNA_INLINED Table table(const Panels& w) {
         if constexpr (kTable) return load_u32(w.traits->levels->biased);
         return {};
     }
 #else
     using Table = const uint8_t*;
-    static inline __attribute__((always_inline)) Table table(const Panels& w) {
-        return kTable ? w.traits->levels->biased : nullptr;
-    }
+    static inline PUNA_INLINED Table table(const Panels& w) { return kTable ? w.traits->levels->biased : nullptr; }
 #endif
 
     // Stored values of columns 4 s .. 4 s + 3 of a block, for 16 rows, as bytes. `s` is a constant after unrolling.
-    static inline __attribute__((always_inline)) u32x16 quad(const uint8_t* block, int s, const Table& table) {
+    static inline PUNA_INLINED u32x16 quad(const uint8_t* block, int s, const Table& table) {
         if (kPlanes == Planes::kEight) return load_u32(block + s * 64);
         const u32x16 low = shift_right(load_u32(block + (s & 3) * 64), s < 4 ? 0 : 4) & 0x0f0f0f0fu;
         if (kTable) return levels(low, table);
@@ -90,7 +95,7 @@ struct IntegerFormat {
 
     // Returns the same as `quad`, but reads the plane again for the upper nibbles. Otherwise the compiler keeps the
     // planes of a block in registers, which are all needed in a large tile.
-    static inline __attribute__((always_inline)) u32x16 quad_again(const uint8_t* block, int s, const Table& table) {
+    static inline PUNA_INLINED u32x16 quad_again(const uint8_t* block, int s, const Table& table) {
 #if defined(__AVX512F__) && !defined(PUNA_EMULATE)
         if ((kTable || kPlanes == Planes::kFour) && s >= 4) {
             u32x16 high;
@@ -111,7 +116,7 @@ struct IntegerFormat {
     }
 
     // Scales of a block. Only index 0 is set unless kHalfScales, and `min` only if kHasMin.
-    static inline __attribute__((always_inline)) BlockScales scales(const uint8_t* panel, const BlockOffsets& at) {
+    static inline PUNA_INLINED BlockScales scales(const uint8_t* panel, const BlockOffsets& at) {
         BlockScales out;
         const auto half = [](const uint8_t* from) { return f16_to_f32(reinterpret_cast<const uint16_t*>(from)); };
         const uint8_t* const bytes = panel + at.scales;
@@ -155,7 +160,7 @@ struct IntegerFormat {
     }
 
     // Looks up the levels of 4-bit indices. Each level is stored plus 128.
-    static inline __attribute__((always_inline)) u32x16 levels(const u32x16& index, const Table& table) {
+    static inline PUNA_INLINED u32x16 levels(const u32x16& index, const Table& table) {
 #if defined(__AVX512F__)
         return u32x16{{(u32_reg)_mm512_shuffle_epi8((__m512i)table.reg[0], (__m512i)index.reg[0])}};
 #elif defined(__AVX2__)
@@ -352,11 +357,11 @@ PUNA_INLINE void add_block(const Read& scales, const Quad& quad, const Activatio
                            f32x16 (&partial)[kTokens][kGroup]) {
     i32x16 sum[kTokens][kGroup];
     BlockScales by[kGroup];
-    const auto read = [&]() __attribute__((always_inline)) {
+    const auto read = [&]() PUNA_INLINED {
 #pragma GCC unroll 4
         for (int g = 0; g < kGroup; ++g) by[g] = scales(g);
     };
-    const auto add = [&](auto half) __attribute__((always_inline)) {
+    const auto add = [&](auto half) PUNA_INLINED {
         constexpr int h = decltype(half)::kValue;
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
@@ -395,29 +400,13 @@ PUNA_INLINE void accumulate(const f32x16 (&partial)[kTokens][kGroup], const Acti
     }
 }
 
-// Whether blocks that share a scale are unrolled. With AVX2 this saves registers and instructions; elsewhere it would
-// only triple the compile time (a quarter of an hour with sanitizers).
-#if defined(__AVX2__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+// Whether the two blocks that share a scale are unrolled. With AVX2 this saves registers and instructions; elsewhere it
+// would only double the compile time.
+#if defined(__AVX2__) && defined(__OPTIMIZE__)
 constexpr bool kUnrolled = true;
 #else
 constexpr bool kUnrolled = false;
 #endif
-
-// Calls body(first, Constant<n>(), n) for each run of n blocks that share a scale; without unrolling Constant<0>()
-// replaces Constant<n>().
-template <typename F, typename Body>
-PUNA_INLINE void for_each_scale(int64_t blocks, const Body& body) {
-    static_assert(F::kScaleBlocks == 1 || F::kScaleBlocks == 2, "at most one block is left");
-    int64_t b = 0;
-    if constexpr (!kUnrolled) {
-        for (; b < blocks; b += F::kScaleBlocks) body(b, Constant<0>(), b + 1 < blocks ? F::kScaleBlocks : 1);
-    } else if constexpr (F::kScaleBlocks == 1) {
-        for (; b < blocks; ++b) body(b, Constant<1>(), 1);
-    } else {
-        for (; b + 2 <= blocks; b += 2) body(b, Constant<2>(), 2);
-        if (b < blocks) body(b, Constant<1>(), 1);
-    }
-}
 
 template <int kTokens, int kGroup>
 PUNA_INLINE void set_zero(f32x16 (&partial)[kTokens][kGroup]) {
@@ -449,11 +438,11 @@ PUNA_INLINE void prefetch(const uint8_t* block) {
 // Processes blocks that share an activation scale, for one token and kPanels panels that are `panel_stride` panels from
 // each other. Each block is processed in all panels before the next block, so that the panels are read as parallel
 // streams.
-template <typename F, int kBlocks, int kPanels>
+template <typename F, int kPanels>
 PUNA_INLINE void strip_blocks(const Panels& w, const typename F::Table& table, int64_t panel, int64_t panel_stride,
-                              int64_t first, int count, const ActivationBlock* a, f32x16 (&acc)[kPanels][1][1]) {
+                              int64_t first, const ActivationBlock* a, f32x16 (&acc)[kPanels][1][1]) {
     f32x16 partial[kPanels][1][1];
-    const auto block = [&](auto is_first, const BlockOffsets& at, int64_t b) __attribute__((always_inline)) {
+    const auto block = [&](auto is_first, const BlockOffsets& at, int64_t b) PUNA_INLINED {
 #pragma GCC unroll 8
         for (int p = 0; p < kPanels; ++p) {
             const uint8_t* const from = w.data + (panel + p * panel_stride) * w.stride;
@@ -465,20 +454,19 @@ PUNA_INLINE void strip_blocks(const Panels& w, const typename F::Table& table, i
                 if (kStreamLevel != kL1) prefetch<F, kPrefetchNear, kL1>(planes);
             }
             add_block<F, decltype(is_first)::kValue>(
-                [&](int) __attribute__((always_inline)) { return F::scales(from, at); },
-                [&](int, int s, int d)
-                    __attribute__((always_inline)) { return digit<F>(F::quad(planes, s, table), d); },
-                a + b, 0, partial[p]);
+                [&](int) PUNA_INLINED { return F::scales(from, at); },
+                [&](int, int s, int d) PUNA_INLINED { return digit<F>(F::quad(planes, s, table), d); }, a + b, 0,
+                partial[p]);
         }
     };
-    if constexpr (kBlocks > 0) {
+    if constexpr (kUnrolled || F::kScaleBlocks == 1) {
         const BlockOffsets at = F::offsets(first);
         block(Constant<1>(), at, first);
-        if constexpr (kBlocks == 2) block(Constant<0>(), F::next_offsets(at), first + 1);
+        if constexpr (F::kScaleBlocks == 2) block(Constant<0>(), F::next_offsets(at), first + 1);
     } else {
 #pragma GCC unroll 8
         for (int p = 0; p < kPanels; ++p) set_zero(partial[p]);
-        for (int64_t b = first; b < first + count; ++b) block(Constant<0>(), F::offsets(b), b);
+        for (int64_t b = first; b < first + 2; ++b) block(Constant<0>(), F::offsets(b), b);
     }
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) {
@@ -499,35 +487,33 @@ static void strip_matmul(const MatmulJob& job, int64_t panel, int64_t panel_stri
     const typename F::Table table = F::table(w);
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) acc[p][0][0] = broadcast(0.0f);  // unrolled: `acc` stays in registers
-    for_each_scale<F>(w.cols / kBlock, [&](int64_t first, auto number, int count) __attribute__((always_inline)) {
-        strip_blocks<F, decltype(number)::kValue>(w, table, panel, panel_stride, first, count, job.x.blocks, acc);
-    });
+    for (int64_t b = 0; b < w.cols / kBlock; b += F::kScaleBlocks)
+        strip_blocks<F>(w, table, panel, panel_stride, b, job.x.blocks, acc);
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) store_rows(acc[p][0][0], job, panel + p * panel_stride, 0);
 }
 
 // Processes blocks that share an activation scale, for kTokens tokens and kGroup neighbouring panels, the first of
 // which starts at `from`.
-template <typename F, int kBlocks, int kTokens, int kGroup>
+template <typename F, int kTokens, int kGroup>
 PUNA_INLINE void register_blocks(const uint8_t* from, int64_t panel_bytes, const typename F::Table& table,
-                                 int64_t first, int count, const ActivationBlock* a, int64_t stride,
+                                 int64_t first, const ActivationBlock* a, int64_t stride,
                                  f32x16 (&acc)[kTokens][kGroup]) {
     f32x16 partial[kTokens][kGroup];
-    const auto block = [&](auto is_first, const BlockOffsets& at, int64_t b) __attribute__((always_inline)) {
+    const auto block = [&](auto is_first, const BlockOffsets& at, int64_t b) PUNA_INLINED {
         add_block<F, decltype(is_first)::kValue>(
-            [&](int g) __attribute__((always_inline)) { return F::scales(from + g * panel_bytes, at); },
-            [&](int g, int s, int d) __attribute__((always_inline)) {
-                return digit<F>(F::quad_again(from + g * panel_bytes + at.planes, s, table), d);
-            },
+            [&](int g) PUNA_INLINED { return F::scales(from + g * panel_bytes, at); },
+            [&](int g, int s, int d)
+                PUNA_INLINED { return digit<F>(F::quad_again(from + g * panel_bytes + at.planes, s, table), d); },
             a + b, stride, partial);
     };
-    if constexpr (kBlocks > 0) {
+    if constexpr (kUnrolled || F::kScaleBlocks == 1) {
         const BlockOffsets at = F::offsets(first);
         block(Constant<1>(), at, first);
-        if constexpr (kBlocks == 2) block(Constant<0>(), F::next_offsets(at), first + 1);
+        if constexpr (F::kScaleBlocks == 2) block(Constant<0>(), F::next_offsets(at), first + 1);
     } else {
         set_zero(partial);
-        for (int64_t b = first; b < first + count; ++b) block(Constant<0>(), F::offsets(b), b);
+        for (int64_t b = first; b < first + 2; ++b) block(Constant<0>(), F::offsets(b), b);
     }
     accumulate(partial, a + first, stride, acc);
 }
@@ -545,11 +531,10 @@ static void register_matmul(const MatmulJob& job, int64_t panel, int64_t token, 
     for (int t = 0; t < kTokens; ++t)
 #pragma GCC unroll 4
         for (int g = 0; g < kGroup; ++g) acc[t][g] = broadcast(0.0f);  // unrolled: `acc` stays in registers
-    for_each_scale<F>(w.cols / kBlock, [&](int64_t first, auto number, int count) __attribute__((always_inline)) {
+    for (int64_t b = 0; b < w.cols / kBlock; b += F::kScaleBlocks) {
         for (int i = 0; i < lines * F::kScaleBlocks; ++i, ahead += kLine) __builtin_prefetch(ahead, 0, kStreamLevel);
-        register_blocks<F, decltype(number)::kValue>(w.data + panel * w.stride, w.stride, table, first, count, a,
-                                                     stride, acc);
-    });
+        register_blocks<F>(w.data + panel * w.stride, w.stride, table, b, a, stride, acc);
+    }
 #pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t)
 #pragma GCC unroll 4
@@ -624,13 +609,13 @@ PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t b
 }
 
 // Processes blocks that share an activation scale, from unpacked panels, for kTokens tokens.
-template <typename F, int kBlocks, int kTokens, int kGroup>
-PUNA_INLINE void tile_blocks(const Unpacked<F, kGroup>& w, int64_t first, int count, const ActivationBlock* a,
-                             int64_t stride, f32x16 (&acc)[kTokens][kGroup]) {
+template <typename F, int kTokens, int kGroup>
+PUNA_INLINE void tile_blocks(const Unpacked<F, kGroup>& w, int64_t first, const ActivationBlock* a, int64_t stride,
+                             f32x16 (&acc)[kTokens][kGroup]) {
     f32x16 partial[kTokens][kGroup];
-    const auto block = [&](auto is_first, int64_t b) __attribute__((always_inline)) {
+    const auto block = [&](auto is_first, int64_t b) PUNA_INLINED {
         add_block<F, decltype(is_first)::kValue>(
-            [&](int g) __attribute__((always_inline)) {
+            [&](int g) PUNA_INLINED {
                 BlockScales out;
 #pragma GCC unroll 2
                 for (int h = 0; h < 1 + F::kHalfScales; ++h) {
@@ -639,15 +624,14 @@ PUNA_INLINE void tile_blocks(const Unpacked<F, kGroup>& w, int64_t first, int co
                 }
                 return out;
             },
-            [&](int g, int s, int d) __attribute__((always_inline)) { return load_u32(w.quads[b][s][g][d]); }, a + b,
-            stride, partial);
+            [&](int g, int s, int d) PUNA_INLINED { return load_u32(w.quads[b][s][g][d]); }, a + b, stride, partial);
     };
-    if constexpr (kBlocks > 0) {
+    if constexpr (kUnrolled || F::kScaleBlocks == 1) {
         block(Constant<1>(), first);
-        if constexpr (kBlocks == 2) block(Constant<0>(), first + 1);
+        if constexpr (F::kScaleBlocks == 2) block(Constant<0>(), first + 1);
     } else {
         set_zero(partial);
-        for (int64_t b = first; b < first + count; ++b) block(Constant<0>(), b);
+        for (int64_t b = first; b < first + 2; ++b) block(Constant<0>(), b);
     }
     accumulate(partial, a + first, stride, acc);
 }
@@ -659,11 +643,11 @@ static void tile(const Unpacked<F, kGroup>& w, int64_t blocks, const ActivationB
     f32x16 acc[kTokens][kGroup];
     for (int t = 0; t < kTokens; ++t)
         for (int g = 0; g < kGroup; ++g) acc[t][g] = load(sums + (t * kGroup + g) * kLanes);
-    for_each_scale<F>(blocks, [&](int64_t first, auto number, int count) __attribute__((always_inline)) {
+    for (int64_t b = 0; b < blocks; b += F::kScaleBlocks) {
         if (kTilesPrefetch)
             for (int i = 0; i < lines * F::kScaleBlocks; ++i, ahead += kLine) __builtin_prefetch(ahead, 0, kL2);
-        tile_blocks<F, decltype(number)::kValue>(w, first, count, a, stride, acc);
-    });
+        tile_blocks<F>(w, b, a, stride, acc);
+    }
     for (int t = 0; t < kTokens; ++t)
         for (int g = 0; g < kGroup; ++g) store(sums + (t * kGroup + g) * kLanes, acc[t][g]);
 }
@@ -720,33 +704,45 @@ static void register_tiles(const MatmulJob& job, int64_t panel, int64_t begin, i
     pass(Constant<1>());
 }
 
+// Multiplies with weights that are unpacked in registers.
+template <typename F>
+static void in_registers(const MatmulJob& job) {
+    for (int64_t begin = 0; begin < job.tokens; begin += kRegisterBlock) {
+        const int64_t end = job.tokens - begin < kRegisterBlock ? job.tokens : begin + kRegisterBlock;
+        int64_t panel = job.first;
+        const auto pass = [&](auto panels, int64_t keep) {
+            constexpr int kGroup = decltype(panels)::kValue;
+            for (; panel + kGroup + keep <= job.last; panel += kGroup)
+                register_tiles<F, kGroup>(job, panel, begin, end);
+        };
+        // The sums of three panels fit into the registers unless blocks share a scale.
+        if constexpr (kRegisterGroup >= 3 && F::kScaleBlocks == 1)
+            pass(Constant<3>(), (job.last - job.first) % 3 == 1 ? 1 : 0);  // the last four panels are two pairs
+        if constexpr (kRegisterGroup >= 2) pass(Constant<2>(), 0);
+        pass(Constant<1>(), 0);
+    }
+}
+
 // See Kernels::matmul. One token: panels are read in strips, because memory bandwidth is the limit. A few tokens, or
-// any number with kInRegisters: weights are unpacked in registers. Otherwise weights are unpacked to memory.
+// any number with kInRegisters: weights are unpacked in registers. Otherwise, and always with kOnlyUnpacked, weights
+// are unpacked to memory.
 template <typename F>
 static void integer_matmul(const MatmulJob& job) {
     if (job.tokens == 1) {
         for_each_strip(job, [&](auto panels, int64_t panel, int64_t panel_stride) {
-            strip_matmul<F, decltype(panels)::kValue>(job, panel, panel_stride);
+            constexpr int kPanels = decltype(panels)::kValue;
+            if constexpr (kOnlyUnpacked)
+                for (int p = 0; p < kPanels; ++p) unpacked_matmul<F, 1>(job, panel + p * panel_stride, 0, 1);
+            else
+                strip_matmul<F, kPanels>(job, panel, panel_stride);
         });
         return;
     }
-    if (F::kInRegisters || job.tokens <= kMaxRegisterTokens<F>) {
-        for (int64_t begin = 0; begin < job.tokens; begin += kRegisterBlock) {
-            const int64_t end = job.tokens - begin < kRegisterBlock ? job.tokens : begin + kRegisterBlock;
-            int64_t panel = job.first;
-            const auto pass = [&](auto panels, int64_t keep) {
-                constexpr int kGroup = decltype(panels)::kValue;
-                for (; panel + kGroup + keep <= job.last; panel += kGroup)
-                    register_tiles<F, kGroup>(job, panel, begin, end);
-            };
-            // The sums of three panels fit into the registers unless blocks share a scale.
-            if constexpr (kRegisterGroup >= 3 && F::kScaleBlocks == 1)
-                pass(Constant<3>(), (job.last - job.first) % 3 == 1 ? 1 : 0);  // the last four panels are two pairs
-            if constexpr (kRegisterGroup >= 2) pass(Constant<2>(), 0);
-            pass(Constant<1>(), 0);
+    if constexpr (!kOnlyUnpacked)
+        if (F::kInRegisters || job.tokens <= kMaxRegisterTokens<F>) {
+            in_registers<F>(job);
+            return;
         }
-        return;
-    }
     for (int64_t begin = 0; begin < job.tokens; begin += kTokenBlock) {
         const int64_t end = job.tokens - begin < kTokenBlock ? job.tokens : begin + kTokenBlock;
         int64_t panel = job.first;

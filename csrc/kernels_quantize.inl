@@ -124,8 +124,7 @@ static void search(const Search& block, const float* x, const float* w, float* s
         case SearchKind::kBestScale: {
             const f32x16 low = broadcast(-block.levels), high = broadcast(block.levels - 1.0f);
             return store(scale, best_scale(block, x, w, block.steps,
-                                           [&](const f32x16& at)
-                                               __attribute__((always_inline)) { return clamp(round(at), low, high); }));
+                                           [&](const f32x16& at) PUNA_INLINED { return clamp(round(at), low, high); }));
         }
         case SearchKind::kBestAffine:
             return best_affine(block, x, w, scale, offset);

@@ -50,7 +50,14 @@ struct u32x16 {  // sixteen uint32, or sixteen words of four bytes
     u32_reg reg[kRegs];
 };
 
-#define PUNA_INLINE static inline __attribute__((always_inline))
+// Kernels are fast only if all their parts are inlined. Without optimisation (sanitizers, emulated instructions)
+// inlining would only multiply the work of the compiler.
+#if defined(__OPTIMIZE__)
+#define PUNA_INLINED __attribute__((always_inline))
+#else
+#define PUNA_INLINED
+#endif
+#define PUNA_INLINE static inline PUNA_INLINED
 // Runs the following statement for each register i_ of a vector.
 #define PUNA_EACH_REG _Pragma("GCC unroll 4") for (int i_ = 0; i_ < kRegs; ++i_)
 
@@ -158,10 +165,10 @@ PUNA_INLINE float reduce(const f32x16& value, const Fold& fold) {
     return _mm256_cvtss_f32(fold(two, _mm256_permute_ps(two, 0xb1)));
 }
 PUNA_INLINE float reduce_add(const f32x16& value) {
-    return reduce(value, [](__m256 a, __m256 b) __attribute__((always_inline)) { return _mm256_add_ps(a, b); });
+    return reduce(value, [](__m256 a, __m256 b) PUNA_INLINED { return _mm256_add_ps(a, b); });
 }
 PUNA_INLINE float reduce_max(const f32x16& value) {
-    return reduce(value, [](__m256 a, __m256 b) __attribute__((always_inline)) { return _mm256_max_ps(a, b); });
+    return reduce(value, [](__m256 a, __m256 b) PUNA_INLINED { return _mm256_max_ps(a, b); });
 }
 #else
 PUNA_INLINE float reduce_add(const f32x16& value) {
