@@ -52,7 +52,8 @@ class LoadedModel:
                 checkpoint, or None for the default model.
             backend: "native" (C++ on the CPU), "torch", or "auto": native if it supports the model.
             threads: number of CPU threads; None means one per physical core.
-            device: a PyTorch device such as "cuda"; None means the CPU.
+            device: a PyTorch device such as "cuda"; None means the CPU. On a GPU, the first steps that decode 1, up to
+                16, up to 64 and up to 256 sequences compile code, which can take half a minute each time.
             dtype: the type to compute in. None: the native backend rounds activations to 8 bits for quantised weights,
                 and to bfloat16 for bfloat16 weights if the processor has instructions for them; PyTorch uses float32 on
                 the CPU, else the stored type. "float32": no rounding to fewer bits; quantised weights take 4 bytes
