@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from typing import Any
 
@@ -162,6 +163,27 @@ def test_forward_with_frequencies_by_length_reads_no_values_unless_positions_are
     step = torch.zeros(2, 1, dtype=torch.long, device="meta")
     assert model(step, past_key_values=cache).logits.shape == (2, 1, 67)
     assert model(step, position_ids=step, past_key_values=cache).logits.shape == (2, 1, 67)  # one token is one run
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("attentions", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_traced_model_can_be_saved_and_accepts_other_lengths(padded: bool, attentions: bool) -> None:
+    model = new_model("default", torchscript=True, use_cache=False, output_attentions=attentions)
+    masks = [torch.ones(2, length, dtype=torch.long) for length in (9, 13)]
+    if padded:
+        for mask in masks:
+            mask[0, :3] = 0
+    ids = [torch.randint(3, 67, mask.shape) for mask in masks]
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(model, (ids[0], masks[0])), buffer)
+    buffer.seek(0)
+    traced = torch.jit.load(buffer)
+    for one, mask in zip(ids, masks, strict=True):
+        result, expected = traced(one, mask), model(one, mask)
+        assert len(result) == len(expected) == 1 + attentions
+        assert distance(result[0], expected[0], mask.bool()) <= 1e-5
 
 
 @torch.no_grad()

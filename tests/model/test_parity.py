@@ -124,6 +124,7 @@ def test_logits_with_every_activation_equal_those_of_transformers(act: str) -> N
     inputs, real = batch(model.config, "right")
     with torch.no_grad():
         assert distance(model(**inputs).logits, reference(**inputs).logits, real) <= LIMIT
+    assert dict(model.named_modules()).keys() == dict(reference.named_modules()).keys()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,9 +1,10 @@
 """Generates texts with one release of transformers; runs in that release's environment.
 
 Usage: generate_texts.py JOBS RESULTS ; both files are written by torch.save. JOBS is a list of {config, weights, ids,
-mask, options, seed, assistant}. `weights` is a state dictionary; `assistant` is None or {config, weights, settings}:
-the settings are those of its generation configuration. `options["constraints"]` lists {"phrase": ids} and
-{"any": phrases}. RESULTS has the fields of each output, or {"error": text}.
+mask, options, seed, assistant}; `embeds`, if it is not None, replaces the ids. `weights` is a state dictionary;
+`assistant` is None or {config, weights, settings}: the settings are those of its generation configuration.
+`options["constraints"]` lists {"phrase": ids} and {"any": phrases}. RESULTS has the fields of each output, or {"error":
+text}.
 """
 
 import sys
@@ -41,8 +42,9 @@ def run(job):
     torch.manual_seed(job["seed"])
     model = model_of(job["config"], job["weights"])
     torch.manual_seed(job["seed"])
+    prompt = {"inputs": job["ids"]} if job.get("embeds") is None else {"inputs_embeds": job["embeds"]}
     out = model.generate(
-        job["ids"], attention_mask=job["mask"], return_dict_in_generate=True, output_scores=True, **options
+        **prompt, attention_mask=job["mask"], return_dict_in_generate=True, output_scores=True, **options
     )
     names = ("sequences", "sequences_scores", "scores", "beam_indices", "logits", "attentions", "hidden_states")
     return {name: out[name] for name in names if out.get(name) is not None}

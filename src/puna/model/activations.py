@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from puna.config import LlamaConfig
 from puna.errors import ConfigError
@@ -16,7 +17,7 @@ Activation = Callable[[Tensor], Tensor]
 
 
 def activation_of(config: LlamaConfig) -> Activation:
-    """Returns the activation that `config.hidden_act` names, or `hidden_act` itself if it is a callable."""
+    """Returns a module of the activation that `config.hidden_act` names, or `hidden_act` itself if it is a callable."""
     if not isinstance(config.hidden_act, str):
         return config.hidden_act
     if config.hidden_act not in ACTIVATIONS:
@@ -24,11 +25,23 @@ def activation_of(config: LlamaConfig) -> Activation:
             f"hidden_act is {config.hidden_act!r}; it must be one of {', '.join(sorted(ACTIVATIONS))}, or a callable "
             "for any other activation"
         )
-    return ACTIVATIONS[config.hidden_act]
+    return ACTIVATIONS[config.hidden_act]()
 
 
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
+class FunctionActivation(nn.Module):
+    """An activation that PyTorch does not have as a module."""
+
+    def __init__(self, function: Activation) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the activation of x."""
+        return self.function(x)
+
+    def extra_repr(self) -> str:
+        """Returns the name of the function, for printed models."""
+        return self.function.__name__.strip("_")
 
 
 def _gelu_10(x: Tensor) -> Tensor:
@@ -51,13 +64,14 @@ def _relu2(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-def _identity(x: Tensor) -> Tensor:
-    return x
+_gelu_tanh = partial(nn.GELU, approximate="tanh")
 
-
-ACTIVATIONS: dict[str, Activation] = {
-    "gelu": F.gelu, "gelu_10": _gelu_10, "gelu_accurate": _gelu_tanh, "gelu_fast": _gelu_tanh, "gelu_new": _gelu_tanh,
-    "gelu_python": F.gelu, "gelu_pytorch_tanh": _gelu_tanh, "hardswish": F.hardswish, "laplace": _laplace,
-    "leaky_relu": F.leaky_relu, "linear": _identity, "mish": F.mish, "quick_gelu": _quick_gelu, "relu": F.relu,
-    "relu2": _relu2, "relu6": F.relu6, "sigmoid": torch.sigmoid, "silu": F.silu, "swish": F.silu, "tanh": torch.tanh,
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU, "gelu_10": partial(FunctionActivation, _gelu_10), "gelu_accurate": _gelu_tanh,
+    "gelu_fast": _gelu_tanh, "gelu_new": _gelu_tanh, "gelu_python": nn.GELU, "gelu_pytorch_tanh": _gelu_tanh,
+    "hardswish": nn.Hardswish, "laplace": partial(FunctionActivation, _laplace), "leaky_relu": nn.LeakyReLU,
+    "linear": nn.Identity, "mish": nn.Mish, "quick_gelu": partial(FunctionActivation, _quick_gelu), "relu": nn.ReLU,
+    "relu2": partial(FunctionActivation, _relu2), "relu6": nn.ReLU6, "sigmoid": nn.Sigmoid, "silu": nn.SiLU,
+    "swish": nn.SiLU, "tanh": nn.Tanh,
 }  # fmt: skip
+"""The modules of activations. As in transformers, `mlp.act_fn` is a module of the model, which hooks can observe."""

@@ -93,8 +93,7 @@ def build_mask(attention_mask: Tensor | None, x: Tensor, past: int, explicit: bo
 
 def _fill_empty_rows(allowed: Tensor, forbidden: Tensor, dtype: torch.dtype | None = None) -> AttentionMask:
     empty = forbidden.all(dim=-1, keepdim=True)  # (B, H, T, 1)
-    allowed = allowed.masked_fill(empty, True if dtype is None else 0.0)
-    return AttentionMask(allowed if dtype is None else allowed.to(dtype), empty)
+    return AttentionMask(allowed | empty if dtype is None else allowed.masked_fill(empty, 0.0).to(dtype), empty)
 
 
 def extend(past: Pair | None, k: Tensor, v: Tensor) -> Pair:
@@ -117,8 +116,9 @@ def attend(
     """
     if weights:
         return _eager(q, k, v, mask, dropout)
+    grouped = bool(q.shape[1] != k.shape[1])  # torch.jit.trace makes sizes tensors
     out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask.allowed, dropout_p=dropout, is_causal=mask.causal, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask.allowed, dropout_p=dropout, is_causal=mask.causal, enable_gqa=grouped
     )
     return out if mask.empty is None else out.masked_fill(mask.empty, 0.0), None
 

@@ -82,7 +82,10 @@ REASONS: dict[str, tuple[Callable[[LlamaForCausalLM], object], str]] = {
     "eps": (lambda m: _set(m.model.norm, "eps", 0.5), "model.norm has another eps"),
     "frequencies": (lambda m: m.model.rotary_emb.inv_freq.mul_(0.5), "model.rotary_emb has other settings"),
     "scaling": (lambda m: _set(m.model.rotary_emb, "scaling", 0.5), "model.rotary_emb has other settings"),
-    "activation": (lambda m: _set(m.model.layers[0].mlp, "act_fn", torch.relu), "another activation"),
+    "activation": (lambda m: _set(m.model.layers[0].mlp, "act_fn", nn.ReLU()), "model.layers.0.mlp.act_fn is a ReLU"),
+    "hook of an activation": (
+        lambda m: m.model.layers[1].mlp.act_fn.register_forward_hook(lambda *_: None), "mlp.act_fn has hooks",
+    ),
     "rows of the head": (lambda m: _set(m, "lm_head", nn.Linear(48, 70, bias=False)), "lm_head.weight has shape"),
 }  # fmt: skip
 

@@ -161,6 +161,7 @@ class Call:
         options: the settings.
         seed: of the random generator.
         assistant: the configuration of the assistant model, its weights and its generation settings.
+        embeds: embeddings of the prompt, which replace its ids.
     """
 
     model: LlamaForCausalLM
@@ -170,11 +171,12 @@ class Call:
     options: dict[str, Any]
     seed: int
     assistant: dict[str, Any] | None = None
+    embeds: Tensor | None = None
 
     def job(self) -> dict[str, Any]:
         """Returns the call as the script tests/oracles/generate_texts.py reads it."""
-        fields = {name: getattr(self, name) for name in ("config", "ids", "mask", "options", "seed", "assistant")}
-        return {**fields, "weights": self.model.state_dict()}
+        names = ("config", "ids", "mask", "options", "seed", "assistant", "embeds")
+        return {**{name: getattr(self, name) for name in names}, "weights": self.model.state_dict()}
 
     def run(self, **more: Any) -> GenerateOutput:
         """Returns the output of puna."""
@@ -186,9 +188,10 @@ class Call:
             assistant.load_state_dict(self.assistant["weights"])
             assistant.generation_config.update(**self.assistant["settings"])
             options["assistant_model"] = assistant
+        prompt = {"inputs": self.ids} if self.embeds is None else {"inputs_embeds": self.embeds}
         torch.manual_seed(self.seed)
         return self.model.generate(
-            self.ids, attention_mask=self.mask, return_dict_in_generate=True, output_scores=True, **options
+            **prompt, attention_mask=self.mask, return_dict_in_generate=True, output_scores=True, **options
         )
 
 
@@ -206,6 +209,15 @@ def random_call(family: str, number: int) -> Call:
     call = Call(model, {**SIZES, **fields}, ids, mask, _options(rng, family, mask), number)
     if family == "assisted":
         call.assistant = _assistant(rng, call)
+    return call
+
+
+def embedded_call(family: str, number: int) -> Call:
+    """Returns a random call whose prompt is given as embeddings, without options that depend on its ids."""
+    call = random_call(family, number)
+    call.embeds = call.model.get_input_embeddings()(call.ids).detach()
+    for name in ("repetition_penalty", "no_repeat_ngram_size"):
+        call.options.pop(name, None)
     return call
 
 

@@ -27,6 +27,7 @@ from tests.model.generation.strategies.cases import (
     ROOT,
     Call,
     constraint_of,
+    embedded_call,
     golden_call,
     random_call,
     run_release,
@@ -186,5 +187,23 @@ def test_texts_of_random_calls_equal_those_of_transformers(family: str, tmp_path
     for call, expected in zip(calls, results, strict=True):
         if "error" not in expected:  # record.py describes when 4.34.1 fails
             check(call, call.run(), expected)
+            compared += 1
+    assert compared >= 36
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.oracle
+@pytest.mark.parametrize("family", RELEASES)
+def test_texts_of_random_embeddings_equal_those_of_transformers(family: str, tmp_path: Path) -> None:
+    calls = [embedded_call(family, number) for number in range(100, 140)]
+    results = run_release(ROOT / ".oracles" / RELEASES[family] / "bin/python", calls, tmp_path)
+    compared = 0
+    for call, expected in zip(calls, results, strict=True):
+        if "error" not in expected:
+            result = call.run()
+            assert result.sequences.tolist() == expected["sequences"][:, 1:].tolist()  # 4.34 begins with BOS
+            if expected.get("sequences_scores") is not None:
+                close(result.sequences_scores, expected["sequences_scores"])
             compared += 1
     assert compared >= 36

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
@@ -26,7 +25,7 @@ from puna.model.rope import LlamaRotaryEmbedding
 
 _MODULES = (
     LlamaModel, LlamaDecoderLayer, LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding, nn.ModuleList,
-    nn.Linear, nn.Embedding,
+    nn.Linear, nn.Embedding, nn.SiLU,
 )  # fmt: skip
 _METHODS = ("forward", "logits", "embed", "step", "hidden", "prepare_inputs_for_generation", "__call__")
 """Methods of the models that the native runtime replaces."""
@@ -105,7 +104,7 @@ def _different_settings(model: nn.Module, config: LlamaConfig) -> Iterator[str]:
             yield f"{name} has dropout in training"
         if isinstance(module, LlamaAttention) and module.head_dim != config.head_dim:
             yield f"{name} has another head_dim than the configuration"
-        if isinstance(module, LlamaMLP) and module.act_fn is not F.silu:
+        if isinstance(module, LlamaMLP) and not isinstance(module.act_fn, nn.SiLU):
             yield f"{name} has another activation than silu"
         if isinstance(module, LlamaRMSNorm) and module.eps != config.rms_norm_eps:
             yield f"{name} has another eps than the configuration"
