@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from tests.server.page.texts import DEMO
+
 SHOW = """async ([text, updates]) => {
   const { MarkdownView } = await import("/page/js/markdown/view.js");
   const article = document.createElement("article");
-  article.className = "message";
+  article.className = "message prose";
   document.querySelector(".messages").append(article);
   const view = new MarkdownView(article);
   for (const finished of updates) while (view.update(text, finished));
@@ -21,3 +23,27 @@ def test_code_in_another_block_is_coloured_at_the_end(person, updates, first, in
     person.page.evaluate(SHOW, ["\n".join(lines), updates])
     person.page.locator("article pre .hljs-keyword").first.wait_for()
     assert person.page.locator("article pre").inner_text().strip() == "def f():\n    return 'text'"
+
+
+def test_text_that_grows_by_characters_ends_like_text_at_once(person):
+    shown = """async ([text, step]) => {
+      const { MarkdownView } = await import("/page/js/markdown/view.js");
+      const article = document.createElement("article");
+      const view = new MarkdownView(article);
+      for (let length = step; length < text.length + step; length += step)
+        while (view.update(text.slice(0, length), length >= text.length));
+      return article.textContent;
+    }"""
+    grown, complete = (person.page.evaluate(shown, [DEMO, step]) for step in (1, len(DEMO)))
+    assert "return a * d" in complete
+    assert grown == complete
+
+
+def test_blocks_have_the_direction_of_their_text_and_wide_formulas_scroll(person):
+    text = "مرحبا **llama**\n\n- عنصر\n\nEnglish $" + "x+" * 150 + "y$\n\n```\nكود\n```"
+    person.page.evaluate(SHOW, [text, [True]])
+    script = """() => [...document.querySelectorAll("article:last-child > *")].map((block) =>
+      [block.tagName, getComputedStyle(block).direction, block.scrollWidth <= block.clientWidth])"""
+    assert person.page.evaluate(script) == [
+        ["P", "rtl", True], ["UL", "rtl", True], ["P", "ltr", True], ["DIV", "ltr", True],
+    ]  # fmt: skip

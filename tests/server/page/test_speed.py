@@ -26,11 +26,47 @@ WATCH_FRAMES = """() => {
 }"""
 
 
-SLOWER = {"nested", "formulas"}
-"""Kinds of text with single frames of 67 and 117 ms on two cores of a Zen 3."""
+SLOWER = {"nested", "formulas", "letters", "long formulas", "word", "fences"}
+"""Kinds of text with single frames of 67 to 100 ms on two cores of a Zen 3."""
 
 STYLED = 700
 """Limit of the elements whose styles are computed in one frame. A slow machine draws more new text in each frame."""
+
+
+WORK = """async ([text, step]) => {
+  const { MarkdownView } = await import("/page/js/markdown/view.js");
+  const article = document.createElement("article");
+  article.className = "message prose";
+  document.querySelector(".messages").append(article);
+  const view = new MarkdownView(article);
+  const { render } = temml;
+  let formulas = 0;
+  temml.render = (tex, ...rest) => {
+    formulas += tex.length;
+    return render(tex, ...rest);
+  };
+  const most = { drawn: 0, formulas: 0 };
+  for (let length = step; length < text.length + step; length += step) {
+    for (let more = true; more;) {
+      formulas = 0;
+      const before = view.drawn;
+      more = view.update(text.slice(0, length), length >= text.length);
+      most.drawn = Math.max(most.drawn, view.drawn - before);
+      most.formulas = Math.max(most.formulas, formulas);
+    }
+  }
+  temml.render = render;
+  const shown = article.textContent.replace(/\\s+/g, "");
+  article.remove();
+  return { ...most, shown };
+}"""
+"""Draws a text that grows by `step` characters; returns the most work of a call of `update` and the text shown.
+
+A frame calls `update` until it has drawn a weight of 2,000 or 8 ms have passed.
+"""
+
+UNDIVIDED = {"one item", "item text", "one quote", "quotes"}
+"""Kinds of text that are one item or one paragraph of a quote: the page draws up to 16,000 characters again."""
 
 
 def receive(person: Person, text: str, begin: Callable[[], None] = lambda: None) -> None:
@@ -109,11 +145,23 @@ def test_an_answer_of_10000_tokens_keeps_frames_under_50_ms(person, text):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_work_of_a_step_is_limited(person, kind):
+    arriving, stored = (person.page.evaluate(WORK, [KINDS[kind], step]) for step in (150, len(KINDS[kind])))
+    for most in (arriving, stored):
+        assert 0 < most["drawn"] <= (24_000 if kind in UNDIVIDED else 10_000)
+        assert most["formulas"] <= 200 + 1000
+    assert arriving["shown"] == stored["shown"]
+
+
+@pytest.mark.slow
 def test_a_stored_answer_of_10000_tokens_is_drawn_in_slices_and_like_the_first_time(browser, person):
     person.ask("long")
     text = person.articles.last.locator(".body").inner_text()
     browser.start_tracing(page=person.page, categories=["devtools.timeline", "toplevel"])
     person.reload()
-    person.page.wait_for_timeout(1500)
+    person.page.wait_for_function(
+        "length => document.querySelector('article:last-child .body').innerText.length >= length", arg=len(text)
+    )
     assert max(processor_times(browser.stop_tracing())[2:]) < FRAME
     assert person.articles.last.locator(".body").inner_text() == text

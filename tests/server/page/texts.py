@@ -72,6 +72,27 @@ KINDS = {
     "paragraph": _SENTENCE * 800,
     "no sentence": _SENTENCE.replace(". ", " ") * 800,
     "formulas": "".join(_FORMULA.format(i) for i in range(400)),
+    "letters": "".join(f"$x_{{{i}}}$ is $y$, " for i in range(1200)),
+    "long formulas": (
+        "".join(
+            "$$" + "".join(rf"x_{{{i}}}^2 + \frac{{a}}{{b}} + " for i in range(part)) + "z$$\n\n" for part in (40, 100)
+        )
+        * 4
+        + "$$"
+        + "".join(rf"x_{{{i}}}^2 + " for i in range(2000))
+        + "z$$"
+    ),
+    "line of code": "```js\n" + "const a = compute(1, 'x'); " * 1000 + "\n```\n",
+    "fences": "".join(f"```python\nx = {i}\n```\n\n" for i in range(500)),
+    "wide table": "| a " * 200 + "|\n" + "|--" * 200 + "|\n" + ("| 1 " * 200 + "|\n") * 30,
+    "long table": "| n | text |\n|--|--|\n" + "".join(f"| {i} | row **n** `it` |\n" for i in range(2000)),
+    "quotes": "".join("> " * (1 + i % 6) + _SENTENCE + "\n" for i in range(400)),
+    "one quote": "> " + _SENTENCE * 400,
+    "item text": "1. " + _SENTENCE * 400,
+    "headings": "".join(f"# Heading {i}\n\n" for i in range(1000)),
+    "marks": "*a* **b** `c` ~~d~~ [e](https://a.example) " * 800,
+    "word": "A" * 30_000,
+    "characters": "漢字かな交じり文" * 1250,
     "mathematics": "".join(f"Then {_FORMULA.format(i)}\n\n{_DISPLAY.format(i)}\n\n" for i in range(200)),
 }
 """Long answers of a single kind of text."""

@@ -25,6 +25,16 @@ export function oncePerFrame(task) {
 /** Milliseconds per frame for work that is done in slices. */
 const BUDGET = 8;
 
+let frame = -1;
+let frameEnd = 0;
+
+/** @returns {boolean} whether this frame has time left for drawing answers; all answers share it */
+export function hasTime() {
+  const current = Number(document.timeline.currentTime);
+  if (current !== frame) [frame, frameEnd] = [current, performance.now() + BUDGET];
+  return performance.now() < frameEnd;
+}
+
 const channel = new MessageChannel();
 /** @type {(() => void)[]} */
 const waiting = [];

@@ -18,6 +18,7 @@ export class Composer {
     /** @type {{name: string, text: string}[]} */
     this.files = [];
     this.field = h("textarea", {
+      dir: "auto",
       id: "composer-text",
       rows: "1",
       placeholder: "Write a message",

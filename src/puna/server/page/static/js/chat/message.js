@@ -3,7 +3,7 @@
 import { copyText } from "../clipboard.js";
 import { siblings } from "../conversation.js";
 import { h, icon, iconButton, keepFocus } from "../dom.js";
-import { oncePerFrame } from "../frames.js";
+import { hasTime, oncePerFrame } from "../frames.js";
 import { MarkdownView } from "../markdown/view.js";
 import { visible } from "../markdown/visible.js";
 import { fullText } from "../request.js";
@@ -15,8 +15,8 @@ import { count, figures, liveFigures } from "./statistics.js";
 /** @typedef {import("../conversation.js").Message} Message */
 /** @typedef {import("./pane.js").Pane} Pane */
 
-/** Milliseconds per frame for drawing an answer. */
-const BUDGET = 8;
+/** Limit of the weight that is drawn in one frame (`markdown/split.js`): the browser must lay it out, too. */
+const WEIGHT = 2000;
 
 export class MessageView {
   /**
@@ -93,7 +93,7 @@ export class MessageView {
         h("pre", { tabindex: "0", role: "region", "aria-label": `Contents of ${visible(name)}` }, visible(text)),
       ),
     );
-    this.body.replaceChildren(...(this.message.content ? [h("p", {}, visible(this.message.content))] : []), ...files);
+    this.body.replaceChildren(...(this.message.content ? [h("p", { dir: "auto" }, visible(this.message.content))] : []), ...files);
   }
 
   /** Whether nothing more of the message is arriving, here or in another tab. */
@@ -103,14 +103,11 @@ export class MessageView {
 
   #draw() {
     const { message } = this;
-    if (!this.heat && !this.editing) {
-      const end = performance.now() + BUDGET;
-      while (this.markdown?.update(message.content, this.ended)) {
-        if (performance.now() > end) {
-          this.draw();
-          break;
-        }
-      }
+    if (this.markdown && !this.heat && !this.editing) {
+      const end = this.markdown.drawn + WEIGHT;
+      let more = true;
+      while (more && hasTime() && this.markdown.drawn < end) more = this.markdown.update(message.content, this.ended);
+      if (more) this.draw();
     }
     this.#drawReasoning();
     this.#drawState();

@@ -77,7 +77,8 @@ export class Pane {
 
   drawMessages() {
     const messages = path(this.conversation);
-    const elements = messages.map((message) => {
+    // The last message comes first: its end is what a person reads.
+    const elements = messages.toReversed().map((message) => {
       let view = this.views.get(message.id);
       if (!view) {
         view = new MessageView(this, message);
@@ -87,6 +88,7 @@ export class Pane {
       }
       return view.element;
     });
+    elements.reverse();
     for (const child of [...this.list.children]) if (!elements.includes(child)) child.remove();
     elements.forEach((element, index) => {
       const place = this.list.children[index];

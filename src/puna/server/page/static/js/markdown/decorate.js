@@ -35,6 +35,8 @@ export function decorate(fragment, outline) {
   for (const item of fragment.querySelectorAll("li")) {
     if (/^[☑☐] /.test(item.textContent ?? "")) item.className = "task";
   }
+  // Each block has the direction of its first letter, such as Arabic; code does not.
+  for (const block of fragment.children) if (block.className !== "code-block") block.setAttribute("dir", "auto");
   for (const formula of fragment.querySelectorAll(".math-inline, .math-display")) renderMath(formula);
   for (const anchor of fragment.querySelectorAll("a")) showTarget(anchor);
 }

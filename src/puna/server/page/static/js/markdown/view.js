@@ -5,29 +5,21 @@
 
 import { CodeBlock, highlightIn } from "./code.js";
 import { decorate, newOutline } from "./decorate.js";
+import { drawAhead } from "./math.js";
 import { lex, plainHtml, toHtml } from "./parser.js";
 import { reconcile } from "./reconcile.js";
 import { sanitizeProse } from "./sanitize.js";
+import { CODE, formulasIn, lengthOf, light, SPLIT, splitBlock, weight } from "./split.js";
 import { visible } from "./visible.js";
 
 /** @typedef {import("./parser.js").Token} Token */
 
-/** Characters from which a block is split. Parsing and laying out this much takes a few milliseconds. */
-const SPLIT = 2000;
-
 /** Characters that are parsed in one call, so that a long stored answer is shown in slices; more for a longer block. */
 const WINDOW = 4000;
-
-/** A block is split at the end of a sentence within this many characters after SPLIT, else at a space within as many. */
-const SEARCH = 800;
 
 const LARGEST_WINDOW = 16_000;
 
 const FENCE = /^ {0,3}(`{3,}|~{3,})([^\n]*)\n/;
-
-/** Ends of sentences, or spaces, before a letter: after a split, a letter cannot start a list or a heading. */
-const SENTENCE_ENDS = /[.!?…][)"'”’]?\s+(?=\p{L})|[。！？](?=\p{L})/gu;
-const SPACES = /\s(?=\p{L})/gu;
 
 /** Types of blocks that are split into blocks of the same type. Lists and tables stay one element. */
 const TEXTS = new Set(["paragraph", "blockquote"]);
@@ -37,16 +29,11 @@ const TEXTS = new Set(["paragraph", "blockquote"]);
  * @typedef {{type: "list" | "table", ordered: boolean, parent: Element, prefix: string}} Continuation
  */
 
-/**
- * @typedef {object} Split
- * @property {Token[]} tokens that are final
- * @property {number} length of their source
- * @property {string} [prefix] source that must precede the rest: the head of a table
- */
-
 export class MarkdownView {
   text = "";
   finished = false;
+  /** Weight of everything that has been drawn, each time it was drawn. */
+  drawn = 0;
   /** Length of the text whose blocks are final. */
   committed = 0;
   window = WINDOW;
@@ -126,12 +113,19 @@ export class MarkdownView {
     const end = match ? body + match.index : rest.length;
     // The last line may be the beginning of the closing fence.
     const pending = match || this.finished ? /\n$/ : new RegExp(`\\n?(?: {0,3}${mark[0]}+[ \\t]*)?$`);
-    const shown = rest.slice(body, end).replace(pending, "");
+    let shown = rest.slice(body, end).replace(pending, "");
     if (!this.code || !shown.startsWith(this.code.text)) {
       this.code = new CodeBlock(language);
-      this.tail = reconcile(this.container, this.tail, [this.code.element]);
+      this.drawn += CODE;
+      reconcile(this.container, this.tail, []); // a block that looks the same would not get the text
+      this.tail = reconcile(this.container, [], [this.code.element]);
     }
+    const drawn = this.code.text.length;
+    const more = shown.length > drawn + SPLIT;
+    if (more) shown = shown.slice(0, drawn + SPLIT);
+    this.drawn += shown.length - drawn;
     this.code.update(shown);
+    if (more) return true;
     if (!match && !this.finished) return false;
     this.code = null;
     this.#commit(match ? end + match[0].length : rest.length);
@@ -141,7 +135,7 @@ export class MarkdownView {
   /** @param {string} rest */
   #stepBlocks(rest) {
     const more = rest.length > this.window;
-    const piece = more ? rest.slice(0, this.window) : rest;
+    const piece = more ? rest.slice(0, rest.lastIndexOf("\n", this.window) + 1 || this.window) : rest;
     if (piece === this.tailSource && !more) {
       if (this.finished) this.#commit(piece.length);
       return false;
@@ -159,12 +153,14 @@ export class MarkdownView {
     const long = tokens.findIndex((token, index) => index < last && TEXTS.has(token.type) && splitBlock(token));
     if (long >= 0) last = long;
     if (last > 0) {
-      const length = lengthOf(tokens.slice(0, last)) - prefix.length;
-      this.#show(tokens.slice(0, last));
-      this.#commit(length);
+      const final = light(tokens.slice(0, last));
+      if (!drawAhead(formulasIn(final))) return true;
+      this.#show(final);
+      this.#commit(lengthOf(final) - prefix.length);
       return true;
     }
     const split = last === 0 ? splitBlock(tokens[0]) : null;
+    if (!drawAhead(formulasIn(split?.tokens ?? tokens))) return true;
     if (split) {
       this.#show(split.tokens);
       const parent = this.continuation?.parent ?? this.#growingParent(tokens[0].type);
@@ -202,6 +198,7 @@ export class MarkdownView {
 
   /** @param {Token[]} tokens replace the elements of the last block */
   #show(tokens) {
+    this.drawn += weight(tokens);
     const outline = { ...this.outline };
     let fragment;
     try {
@@ -239,67 +236,10 @@ export class MarkdownView {
   }
 }
 
-/** @param {Token[]} tokens */
-const lengthOf = (tokens) => tokens.reduce((sum, token) => sum + token.raw.length, 0);
-
 /**
  * @param {Continuation} continuation
  * @param {Token | undefined} token
  */
 function continues(continuation, token) {
   return token?.type === continuation.type && Boolean(token.ordered) === continuation.ordered;
-}
-
-/**
- * @param {Token} token
- * @returns {Split | null} the first part of a long block
- */
-function splitBlock(token) {
-  if (token.raw.length <= SPLIT) return null;
-  if (token.type === "list") return splitList(token);
-  if (token.type === "table") return splitTable(token);
-  if (token.type === "paragraph") return splitText(token);
-  if (token.type === "blockquote") return splitQuote(token);
-  return null;
-}
-
-/** @param {Token} token @returns {Split | null} */
-function splitList(token) {
-  const items = token.items.slice(0, -1);
-  const source = items.map((/** @type {Token} */ item) => item.raw).join("");
-  if (!items.length || !token.raw.startsWith(source)) return null;
-  return { tokens: [{ ...token, items }], length: source.length };
-}
-
-/** @param {Token} token @returns {Split | null} */
-function splitTable(token) {
-  const lines = token.raw.split("\n").slice(0, token.rows.length + 1);
-  if (token.rows.length < 2) return null;
-  const prefix = `${lines[0]}\n${lines[1]}\n`;
-  return { tokens: [{ ...token, rows: token.rows.slice(0, -1) }], length: lines.join("\n").length + 1, prefix };
-}
-
-/**
- * The position depends only on the beginning of the text: a stored answer is split where it was split on arrival.
- * @param {Token} token
- * @returns {Split | null}
- */
-function splitText({ raw }) {
-  const firstAfter = (/** @type {RegExp} */ ends, /** @type {number} */ limit) => {
-    ends.lastIndex = SPLIT;
-    const match = ends.exec(raw);
-    return match && match.index < limit ? match.index + match[0].length : 0;
-  };
-  let end = firstAfter(SENTENCE_ENDS, SPLIT + SEARCH);
-  if (!end && raw.length > SPLIT + SEARCH) end = firstAfter(SPACES, SPLIT + 2 * SEARCH);
-  if (!end && raw.length > SPLIT + 2 * SEARCH) end = SPLIT + 2 * SEARCH;
-  return end ? { tokens: lex(raw.slice(0, end), Object.create(null)), length: end } : null;
-}
-
-/** @param {Token} token @returns {Split | null} */
-function splitQuote({ raw }) {
-  const place = [...raw.matchAll(/\n> ?\n(?=>)/g)].find(({ index }) => index > SPLIT);
-  if (!place) return null;
-  const end = place.index + place[0].length;
-  return { tokens: lex(raw.slice(0, end), Object.create(null)), length: end };
 }
