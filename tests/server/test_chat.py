@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+
+from puna.server.protocol.choices import ChunkHead
 
 MESSAGES = [{"role": "user", "content": "the llama"}]
 
@@ -72,3 +75,35 @@ def test_unknown_model(client):
     response = chat(client, model="goldn")
     assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
     assert "golden" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"n": 2, "stream_options": {"include_usage": True}}, {"logprobs": 1}, {"return_token_ids": True},
+     {"stream_options": {"continuous_usage_stats": True}}],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_encoding_only_the_text_of_chunks_changes_nothing(client, monkeypatch, path, fields):
+    prompt = {"messages": MESSAGES} if "chat" in path else {"prompt": "the llama"}
+    fields = fields | ({"logprobs": True} if "logprobs" in fields and "chat" in path else {})
+    body = {"model": "golden", "max_tokens": 20, "temperature": 1.9, "seed": 5, "stream": True} | prompt | fields
+
+    def stream() -> str:
+        response = client.post(path, json=body)
+        assert response.status_code == 200, response.text
+        return re.sub(r'"id":"[^"]+"|"created":\d+|"(completion|total)_tokens":\d+', "", response.text)
+
+    chunks = stream()
+    monkeypatch.setattr(ChunkHead, "text_event", lambda self, kind, text, rest: self.event(rest(text)))
+    assert stream() == chunks and chunks.count("data: ") > 10
+
+
+@pytest.mark.parametrize("text", ["", "a", '"\\\n', "\0", "…ü", "\ud83d", '"},"'])
+def test_a_chunk_with_another_text_equals_the_encoded_document(text):
+    head = ChunkHead({"model": "a\0b"})
+
+    def rest(content: str) -> dict[str, object]:
+        return {"choices": [{"delta": {"content": content}, "finish_reason": None}], "usage": None}
+
+    for content in ("first", text):
+        assert head.text_event(0, content, rest) == head.event(rest(content))

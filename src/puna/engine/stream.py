@@ -185,17 +185,18 @@ class Stream(Generic[Item]):
             self._closed = True
 
     def _may_continue(self) -> bool:
-        """Returns whether there are pieces, or will be; raises BackendError if the model was closed."""
-        if self._closed or not (self._pieces or self._unfinished):
-            return False
-        self._owner.check_open()
-        return True
+        """Returns whether there are pieces, or will be."""
+        return not self._closed and bool(self._pieces or self._unfinished)
 
     def _next_news(self) -> News:
         """Waits for a message. The main thread regularly executes bytecode meanwhile, which handles signals.
 
         A signal ends a wait of the main thread only if the system delivers it to that thread.
+
+        Raises:
+            BackendError: the model was closed.
         """
+        self._owner.check_open()
         timeout = SIGNAL_SECONDS if threading.get_ident() == threading.main_thread().ident else None
         while True:
             with suppress(Empty):
@@ -207,9 +208,10 @@ class Stream(Generic[Item]):
         return bool(self._pieces) or not self.group.outbox.empty()
 
     async def _arrival(self) -> None:
-        """Waits for a message and reads it."""
+        """Waits for a message and reads it; raises BackendError if the model was closed."""
         import asyncio
 
+        self._owner.check_open()
         loop = asyncio.get_running_loop()
         if self.group.listener is None or self.group.listener[0] is not loop:
             self.group.listener = loop, asyncio.Event()

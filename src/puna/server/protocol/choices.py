@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,15 +122,30 @@ def head_of(call: Call, generation: Generation, prefix: str, kind: str) -> dict[
     }  # fmt: skip
 
 
+_MARK = "\0"
+"""The text in the place of which `ChunkHead.text_event` puts others."""
+
+
 class ChunkHead:
     """The fields with which each chunk of a stream begins, encoded once."""
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         self._bytes = b"data: " + to_json(fields).removesuffix(b"}") + b","
+        self._frames: dict[Hashable, list[bytes]] = {}
 
     def event(self, rest: Mapping[str, Any]) -> bytes:
         """Returns the event for a chunk with the other fields `rest`."""
         return self._bytes + to_json(rest).removeprefix(b"{") + b"\n\n"
+
+    def text_event(self, kind: Hashable, text: str, rest: Callable[[str], Mapping[str, Any]]) -> bytes:
+        """Returns the event for a chunk that differs from others of its kind only by its text.
+
+        Only the text is encoded. `rest` returns the other fields for a text, and is called once for each kind.
+        """
+        if kind not in self._frames:
+            self._frames[kind] = self.event(rest(_MARK)).rsplit(to_json(_MARK), 1)
+        before, after = self._frames[kind]
+        return before + to_json(text) + after
 
 
 @dataclass(frozen=True)
@@ -145,12 +160,16 @@ class StreamUsage:
         """Whether a chunk without choices, which has the numbers, ends the stream."""
         return bool(self._options.get("include_usage"))
 
+    @property
+    def is_in_every_chunk(self) -> bool:
+        """Whether each chunk has the numbers until then."""
+        return bool(self._options.get("continuous_usage_stats"))
+
     def fields(self, *, is_last: bool = False) -> dict[str, Any]:
         """Returns the field `usage` of a chunk: the numbers, null, or no field."""
-        is_in_every_chunk = bool(self._options.get("continuous_usage_stats"))
-        if not (self.ends_stream or is_in_every_chunk):
+        if not (self.ends_stream or self.is_in_every_chunk):
             return {}
-        return {"usage": call_usage(self.call, self.running) if is_last or is_in_every_chunk else None}
+        return {"usage": call_usage(self.call, self.running) if is_last or self.is_in_every_chunk else None}
 
     @property
     def _options(self) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -140,7 +140,21 @@ class _Chunks:
     def _chunk(self, update: Update, usage: StreamUsage) -> bytes:
         if isinstance(update, PrefillProgress):
             return self._encode([], **usage.fields(), prompt_progress=self._progress(update))
+        if isinstance(update, TextDelta) and update.choice in self.started and self._has_only_text(usage):
+            return self._text(update, usage)
         return self._encode([self._choice(update)], **usage.fields()) if self._is_visible(update) else b""
+
+    def _has_only_text(self, usage: StreamUsage) -> bool:
+        """Returns whether the later chunks with text differ only by their text."""
+        values = self.call.values
+        others = values["logprobs"] or values["return_token_ids"] or values["timings_per_token"]
+        return not (others or usage.is_in_every_chunk)
+
+    def _text(self, update: TextDelta, usage: StreamUsage) -> bytes:
+        def rest(text: str) -> dict[str, Any]:
+            return {"choices": [self._choice(replace(update, text=text))], **usage.fields()}
+
+        return self.head.text_event((type(update), update.choice), update.text, rest) if update.text else b""
 
     def _is_visible(self, update: Update) -> bool:
         """Returns whether an update needs a chunk. Tokens of calls, which have no text, need one only if requested."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -113,6 +114,10 @@ class _Writer:
         """Returns a complete answer."""
         return self._item(index, choice.text, choice.ids, choice.tokens, finish_reason(choice.reason))
 
+    def has_begun(self, index: int) -> bool:
+        """Returns whether a part of an answer was returned."""
+        return index in self._offsets
+
     def part(self, update: TextDelta) -> dict[str, Any]:
         """Returns a part of an answer."""
         return self._item(update.choice, update.text, update.ids, update.tokens, None)
@@ -185,12 +190,18 @@ class _Writer:
 
 async def _chunks(call: Call, running: Running, head: Mapping[str, Any], writer: _Writer) -> AsyncIterator[bytes]:
     usage, chunk_head = StreamUsage(call, running), ChunkHead(head)
+    others = call.values["logprobs"] is not None or call.values["return_token_ids"] or usage.is_in_every_chunk
+
+    def document(update: TextDelta | Finished) -> dict[str, Any]:
+        item = writer.part(update) if isinstance(update, TextDelta) else writer.end(update)
+        return {"choices": [item], **usage.fields()}
 
     def encode(update: Update) -> bytes:
         if not isinstance(update, (TextDelta, Finished)):
             return b""
-        item = writer.part(update) if isinstance(update, TextDelta) else writer.end(update)
-        return chunk_head.event({"choices": [item], **usage.fields()})
+        if others or isinstance(update, Finished) or not writer.has_begun(update.choice):
+            return chunk_head.event(document(update))
+        return chunk_head.text_event(update.choice, update.text, lambda text: document(replace(update, text=text)))
 
     async for chunks in running.encoded(encode):
         yield chunks
