@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _BLOCK = 16 << 20
@@ -47,7 +48,7 @@ class Blocks:
 
     def __init__(self) -> None:
         self._free: list[mmap.mmap] = []
-        self._current: np.ndarray | None = None
+        self._current: NDArray[np.uint8] | None = None
         self._used = 0
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:  # noqa: D102
@@ -70,7 +71,7 @@ class Blocks:
         """Ends a forward pass, so that its last block is free again after the backward pass."""
         self._current = None
 
-    def _block(self) -> np.ndarray:
+    def _block(self) -> NDArray[np.uint8]:
         self._current = None  # may be free now
         memory = self._free.pop() if self._free else _mapped(_BLOCK)
         block = _bytes(memory)
@@ -85,10 +86,10 @@ def _mapped(size: int) -> mmap.mmap:
     return memory
 
 
-def _bytes(memory: mmap.mmap) -> np.ndarray:
+def _bytes(memory: mmap.mmap) -> NDArray[np.uint8]:
     return np.frombuffer(memory, np.uint8)
 
 
-def _tensor(block: np.ndarray, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _tensor(block: NDArray[np.uint8], start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Returns a tensor with a storage of its own, since views of one tensor share the count of changes in place."""
     return torch.frombuffer(block, dtype=dtype, count=math.prod(shape), offset=start).view(shape)
