@@ -60,10 +60,9 @@ class _Function(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64)
         limit = SMALL_CHUNK_BYTES if value is weight else CHUNK_BYTES
         size = max(UNIT, limit // (len(value) * states.element_size()) // UNIT * UNIT)
-        buffer = states.new_empty(min(size, len(states)), len(value))
         for start in range(0, len(states), size):
             rows = slice(start, start + size)
-            logits = product_of_stored(states[rows], value, buffer[: len(states[rows])])  # (C, V)
+            logits = product_of_stored(states[rows], value)  # (C, V)
             total += operations.cross_entropy(
                 logits, targets[rows], weights[rows] * scale, train_hidden or train_weight
             )
@@ -72,6 +71,7 @@ class _Function(torch.autograd.Function):
             if train_weight:
                 part = product(logits.t(), states[rows].t())
                 weight_gradient = part.float() if weight_gradient is None else weight_gradient.add_(part)
+            del logits
         ctx.save_for_backward(gradient, weight_gradient, tokens.rows)
         ctx.tokens, ctx.dtypes = len(hidden), (hidden.dtype, weight.dtype)
         return total.float()

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from puna.model.llama import LlamaDecoderLayer
 from puna.training.forward.fused.attention import Attention
-from puna.training.forward.fused.kept import Heap, Memory
 from puna.training.forward.fused.operations import Operations, normed_rows
 from puna.training.forward.fused.projection import Change, Kept, Projection, Tensors, master_of
 from puna.training.methods.base import Trainable
@@ -29,7 +28,6 @@ class Pass:
         cos, sin: (T, E/2) float32.
         seeds: of the dropout of each document; None without dropout.
         lengths: tokens of each document.
-        memory: where the activations are that the backward pass reads.
         checkpointing: keep only the input of each layer, and compute its other activations again.
     """
 
@@ -39,7 +37,6 @@ class Pass:
     sin: Tensor
     seeds: tuple[int, ...] | None
     lengths: tuple[int, ...]
-    memory: Memory
     checkpointing: bool
 
 
@@ -82,17 +79,15 @@ class FusedLayer:
         out: Tensor = _Function.apply(x, self, current, output, tuple(tensors), *tensors.values())  # type: ignore[no-untyped-call]
         return out
 
-    def forward(
-        self, x: Tensor, current: Pass, tensors: Tensors, memory: Memory
-    ) -> tuple[Tensor, list[Tensor], list[Kept]]:
+    def forward(self, x: Tensor, current: Pass, tensors: Tensors) -> tuple[Tensor, list[Tensor], list[Kept]]:
         """Returns the output, the activations that `backward` needs besides x, and those of the projections."""
-        qkv, kept_qkv = self._qkv.forward(self._normed(x, 0, current), tensors, memory)
+        qkv, kept_qkv = self._qkv.forward(self._normed(x, 0, current), tensors)
         self._rotate(qkv, current, 1)
-        attention, lse = (memory.keep(result) for result in current.attention.forward(qkv))
-        out, kept_o = self._o.forward(attention, tensors, memory)
+        attention, lse = current.attention.forward(qkv)
+        out, kept_o = self._o.forward(attention, tensors)
         middle = out.add_(x)
-        gate_up, kept_gate_up = self._gate_up.forward(self._normed(middle, 1, current), tensors, memory)
-        out, kept_down = self._down.forward(current.operations.gated(gate_up), tensors, memory)
+        gate_up, kept_gate_up = self._gate_up.forward(self._normed(middle, 1, current), tensors)
+        out, kept_down = self._down.forward(current.operations.gated(gate_up), tensors)
         return out.add_(middle), [qkv, attention, lse, middle, gate_up], [kept_qkv, kept_o, kept_gate_up, kept_down]
 
     def backward(
@@ -156,9 +151,8 @@ class _Function(torch.autograd.Function):
         if output is not None:
             ctx.save_for_backward(x, *values)
             return output.detach()
-        memory = Heap() if current.checkpointing else current.memory  # an output would keep a complete block
         with layer.trainable.dropping(current.seeds, current.lengths):
-            out, saved, kept = layer.forward(x, current, dict(zip(names, values, strict=True)), memory)
+            out, saved, kept = layer.forward(x, current, dict(zip(names, values, strict=True)))
         if current.checkpointing:
             ctx.save_for_backward(x, *values)
             return out
@@ -176,7 +170,7 @@ class _Function(torch.autograd.Function):
         tensors = dict(zip(names, values, strict=True))
         with torch.no_grad(), layer.trainable.dropping(current.seeds, current.lengths):
             if ctx.recomputed:
-                _, saved, kept = layer.forward(x, current, tensors, Heap())
+                _, saved, kept = layer.forward(x, current, tensors)
             else:
                 saved, kept = rest[:5], _restored(rest[5:], ctx.ranks, ctx.changes)
             g = gradients[0].contiguous()

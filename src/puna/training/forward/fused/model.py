@@ -21,7 +21,6 @@ from puna.training.batch import Batch
 from puna.training.forward.fused.attention import Attention, attention_for
 from puna.training.forward.fused.frozen import ActivationCache, lowest_trained
 from puna.training.forward.fused.head import cross_entropy
-from puna.training.forward.fused.kept import Blocks
 from puna.training.forward.fused.layer import FusedLayer, Pass
 from puna.training.forward.fused.matrices import dequantize
 from puna.training.forward.fused.operations import Operations, normed_rows, operations_for
@@ -60,7 +59,6 @@ class FusedForward:
         self._decoder = decoder_of(trainable)
         self._dtype = model.dtype
         self._operations = operations_for(self._dtype)
-        self._memory = Blocks()
         self._packed_head: Tensor | None = None
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._layers = [
@@ -105,10 +103,9 @@ class FusedForward:
         rotary = self._decoder.rotary_emb
         cos, sin = (part[0, 0] for part in angles(positions(lengths)[None], rotary.inv_freq, rotary.scaling))
         attention = self._attention(lengths)
-        current = Pass(attention, self._operations, cos, sin, seeds, lengths, self._memory, self._checkpointing)
+        current = Pass(attention, self._operations, cos, sin, seeds, lengths, self._checkpointing)
         for index, layer in enumerate(layers):
             x = layer(x, current, None if outputs is None else nn.functional.pad(outputs[index], padding))
-        self._memory.finish()
         return x[:tokens]
 
     def _entering(self, batch: Batch, cache: ActivationCache) -> Tensor:

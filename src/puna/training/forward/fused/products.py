@@ -56,17 +56,16 @@ def note_of_products(dtype: torch.dtype) -> str:
     return "; products in float32, which this processor multiplies faster (values are stored in bfloat16)"
 
 
-def product(x: Tensor, w: Tensor, out: Tensor | None = None) -> Tensor:
-    """Returns x w', (T, O), of x (T, I) and w (O, I), either of which may be a transposed view; in `out` if given.
+def product(x: Tensor, w: Tensor) -> Tensor:
+    """Returns x w', (T, O), of x (T, I) and w (O, I), either of which may be a transposed view.
 
     `torch.mm` calls MKL in float32, which does not use AVX-512 on processors of AMD: 210 instead of 480 Gflop/s. oneDNN
     in turn needs a thousand times as long for columns of a larger matrix. With AVX2 alone, MKL is faster: 140 instead
     of 110 Gflop/s (Zen 3).
     """
     if _ONEDNN and x.dtype == torch.float32 and _is_whole(x) and _is_whole(w):
-        result = _linear_of_onednn(x, w)
-        return result if out is None else out.copy_(result)
-    return torch.mm(x, w.t()) if out is None else torch.mm(x, w.t(), out=out)
+        return _linear_of_onednn(x, w)
+    return torch.mm(x, w.t())
 
 
 def add_product(y: Tensor, x: Tensor, w: Tensor) -> Tensor:
@@ -82,10 +81,11 @@ def weight_gradient(g: Tensor, x: Tensor) -> Tensor:
     return product(g.t(), x.t()) if g.shape[1] <= x.shape[1] else product(x.t(), g.t()).t()
 
 
-def product_of_stored(x: Tensor, w: Tensor, out: Tensor) -> Tensor:
-    """Returns x w', in `out`, (T, O), of a large w (O, I), whose panels are converted to the type of x in turns."""
+def product_of_stored(x: Tensor, w: Tensor) -> Tensor:
+    """Returns x w', (T, O), in the type of x, of a large w (O, I), whose panels are converted to this type in turns."""
     if w.dtype == x.dtype:
-        return product(x, w, out)
+        return product(x, w)
+    out = x.new_empty(len(x), len(w))
     for rows, panel in _panels(w, x.dtype):
         torch.mm(x, panel.t(), out=out[:, rows])
     return out
@@ -102,8 +102,6 @@ def product_of_stored_rows(x: Tensor, w: Tensor) -> Tensor:
 
 
 def _panels(w: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    size = min(len(w), max(1, _PANEL_VALUES // w.shape[1]))
-    panel = torch.empty(size, w.shape[1], dtype=dtype)
+    size = max(1, _PANEL_VALUES // w.shape[1])
     for start in range(0, len(w), size):
-        rows = w[start : start + size]
-        yield slice(start, start + size), panel[: len(rows)].copy_(rows)
+        yield slice(start, start + size), w[start : start + size].to(dtype)

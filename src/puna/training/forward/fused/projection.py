@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from puna.training.forward.fused.kept import Memory
 from puna.training.forward.fused.matrices import matrix_of
 from puna.training.forward.fused.products import add_product, product, product_dtype, weight_gradient
 from puna.training.methods.attach import row_factors
@@ -68,7 +67,6 @@ class Projection:
         for name, layer in layers.items():
             self._rows[name] = slice(start, start + layer.out_features)
             start += layer.out_features
-        self._outputs = start
         self._indices = {name: index for index, name in enumerate(trainable.low_rank)}
 
     def inputs(self) -> Iterator[tuple[str, Tensor]]:
@@ -86,28 +84,26 @@ class Projection:
             if layer.weight.requires_grad:
                 yield name, master_of(self._trainable, name, layer.weight)
 
-    def forward(self, x: Tensor, tensors: Tensors, memory: Memory) -> tuple[Tensor, Kept]:
-        """Returns the outputs, (T, O), of x, (T, I), and what `backward` needs besides x; all of it is in `memory`."""
+    def forward(self, x: Tensor, tensors: Tensors) -> tuple[Tensor, Kept]:
+        """Returns the outputs, (T, O), of x, (T, I), and what `backward` needs besides x."""
         kept, factors, dtype = Kept(), self._input_factors(tensors), x.dtype
-        out = memory.empty((len(x), self._outputs), dtype)
         x = (x if factors is None else x * factors).to(self._dtype)
-        y = product(x, self._matrix.value(), out if dtype == self._dtype else None)
+        y = product(x, self._matrix.value())
         if self._bias is not None:
             y += self._bias
-        changes = kept.changes = self._changes(tensors, memory)
+        changes = kept.changes = self._changes(tensors)
         masks = self._masks(x, changes)
         if changes and all(mask is None for mask in masks):
             inner = product(x, _joined([change.a for change in changes]))  # (T, R of all)
-            parts = torch.split(inner, [len(change.a) for change in changes], dim=1)
+            kept.inner = list(torch.split(inner, [len(change.a) for change in changes], dim=1))
         else:
-            parts = tuple(product(_masked(x, mask), change.a) for mask, change in zip(masks, changes, strict=True))
-        kept.inner = [memory.keep(part) for part in parts]
+            kept.inner = [product(_masked(x, mask), change.a) for mask, change in zip(masks, changes, strict=True)]
         for change, inner in zip(changes, kept.inner, strict=True):
             add_product(y[:, change.rows], inner, change.b)
         scales = self._output_factors(tensors)
         if scales is not None:
-            kept.unscaled, y = memory.keep(y.to(dtype)), (y * scales).to(y.dtype)
-        return y if y is out else out.copy_(y), kept
+            kept.unscaled, y = y.to(dtype), (y * scales).to(y.dtype)
+        return y.to(dtype), kept
 
     def backward(
         self, g: Tensor, x: Tensor, kept: Kept, tensors: Tensors, gradients: dict[str, Tensor], propagate: bool
@@ -156,15 +152,14 @@ class Projection:
     def _masks(self, x: Tensor, changes: list[Change]) -> list[Tensor | None]:
         return [self._trainable.dropout_mask(self._indices[change.name], x, change.dropout) for change in changes]
 
-    def _changes(self, tensors: Tensors, memory: Memory) -> list[Change]:
+    def _changes(self, tensors: Tensors) -> list[Change]:
         changes = []
         for name, rows in self._rows.items():
             change = self._trainable.low_rank.get(name)
             if change is None:
                 continue
-            b = memory.keep((tensors[f"{name}.b"].detach() * change.scale).to(self._dtype))
-            a = tensors[f"{name}.a"].detach()
-            a = a if a.dtype == self._dtype else memory.keep(a.to(self._dtype))
+            b = (tensors[f"{name}.b"].detach() * change.scale).to(self._dtype)
+            a = tensors[f"{name}.a"].detach().to(self._dtype)
             changes.append(Change(name, rows, a, b, change.scale, change.dropout))
         return changes
 
