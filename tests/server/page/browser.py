@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
+
+PATIENCE = 120_000
+"""Milliseconds after which a test that waits for an event fails; a busy machine needs more than a few seconds."""
 
 WATCH = """
 window.__violations = [];
@@ -28,6 +33,14 @@ UNSAFE = """() => {
 }"""
 """Elements of messages that markdown must never produce."""
 
+STORED = """() => new Promise((resolve) => {
+  indexedDB.open("puna").onsuccess = ({ target: { result: database } }) => {
+    const request = database.transaction("conversations").objectStore("conversations").getAll();
+    request.onsuccess = () => { resolve(request.result); database.close(); };
+  };
+})"""
+"""Reads the conversations in the database."""
+
 
 class Person:
     """A browser context with one tab."""
@@ -39,7 +52,7 @@ class Person:
         self.problems: list[str] = []
         self.context.on("request", self._on_request)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(PATIENCE)
         self.page.on("pageerror", lambda error: self.problems.append(f"exception: {error}"))
         self.page.on("console", self._on_console)
         self.page.on("dialog", self._on_dialog)
@@ -85,7 +98,7 @@ class Person:
 
     def wait(self) -> None:
         """Waits until no answer is arriving."""
-        self.page.wait_for_selector(".send[type=submit]:not([hidden])", timeout=60_000)
+        self.page.wait_for_selector(".send[type=submit]:not([hidden])")
 
     def ask(self, text: str) -> str:
         """Sends a message; returns the text of the answer."""
@@ -112,3 +125,16 @@ class Person:
             self.check()
         finally:
             self.context.close()
+
+
+def stored(person: Person) -> list[dict[str, Any]]:
+    """Returns the conversations in the database."""
+    return person.page.evaluate(STORED)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Waits until a condition holds."""
+    end = time.monotonic() + PATIENCE / 1000
+    while not condition():
+        assert time.monotonic() < end, "the condition never holds"
+        time.sleep(0.05)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.page.browser import Person
+from tests.server.page.browser import PATIENCE, Person
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -20,7 +20,7 @@ def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no chromium; `apt-get install chromium` provides it")
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=PATIENCE)
         yield browser
         browser.close()
 
@@ -47,4 +47,6 @@ def person(browser: Any, mock: Any) -> Iterator[Person]:
 @pytest.fixture
 def expect() -> Any:
     """Returns playwright's assertions, which wait."""
-    return pytest.importorskip("playwright.sync_api").expect
+    expect = pytest.importorskip("playwright.sync_api").expect
+    expect.set_options(timeout=PATIENCE)
+    return expect

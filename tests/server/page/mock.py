@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -113,7 +114,10 @@ class Mock:
             async for chunk in _chunks(body, pieces, pause):
                 count += 'finish_reason": null' in chunk
                 yield chunk
-                if prompt.startswith("break") and count == 5 and not body.get("continue_final_message"):
+                first = count == 5 and not body.get("continue_final_message")
+                if prompt.startswith("cut") and first:
+                    return
+                if prompt.startswith("break") and first:
                     yield _event(error={"message": "the backend failed", "type": "server_error"})
                     return
                 if count % 50 == 0 and await request.is_disconnected():
@@ -177,4 +181,4 @@ def serve(app: Callable[..., Any]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    uvicorn.run(Mock().app, port=8123, log_level="warning")
+    uvicorn.run(Mock().app, port=int(sys.argv[1]) if len(sys.argv) > 1 else 8123, log_level="warning")

@@ -5,13 +5,104 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from tests.server.page.browser import Person
+from tests.server.page.browser import PATIENCE, Person, stored, wait_for
 from tests.server.page.mock import CONTEXT
 
 pytestmark = pytest.mark.slow
+
+
+def tree(person: Person, text: str) -> list[Any]:
+    """Returns the messages of the stored conversation that contains a text, as `[role, text, shown, answers]`.
+
+    Imported conversations and messages have other ids.
+    """
+    (conversation,) = [one for one in stored(person) if text in json.dumps(one["messages"], ensure_ascii=False)]
+    messages, selected = conversation["messages"].values(), conversation["selected"].values()
+
+    def below(parent: str | None) -> list[Any]:
+        return [
+            [message["role"], message["content"], message["id"] in selected, below(message["id"])]
+            for message in sorted(messages, key=lambda message: message["created"])
+            if message["parent"] == parent
+        ]
+
+    return below(None)
+
+
+def test_a_conversation_from_its_first_question_to_its_import(person, mock, expect, tmp_path):
+    dialog, items = person.page.get_by_role("dialog"), person.page.locator(".conversation-list li")
+    person.write("demo 5")
+    person.see("Three facts")
+    assert person.articles.last.get_attribute("aria-busy") == "true", "the answer is shown while it arrives"
+    person.wait()
+    person.see("signed area")
+
+    person.write("slow")
+    person.see("Word 3 of")
+    person.button("Stop").click()
+    person.wait()
+    assert "stopped by you" in person.articles.last.inner_text()
+
+    person.button("Edit", person.articles.first).click()
+    person.page.get_by_role("textbox", name="Edit your message").fill("What do llamas eat?")
+    person.button("Send", person.articles.first).click()
+    person.wait()
+    assert person.articles.count() == 2 and "about “What do llamas eat?”" in person.articles.last.inner_text()
+    person.button("Previous version", person.articles.first).click()
+    assert person.articles.count() == 4 and "Word 3 of" in person.articles.last.inner_text()
+    person.button("Next version", person.articles.first).click()
+    assert person.articles.count() == 2
+
+    person.button("Compare two models").click()
+    left, right = person.page.locator(".pane").all()
+    person.page.get_by_label("Model of column B").select_option("poet")
+    person.button("Settings of column B").click()
+    person.page.get_by_role("spinbutton", name="Temperature").fill("1.5")
+    person.button("Save").click()
+    person.write("And vicuñas?")
+    left.get_by_text("what tiny-llama says about “And vicuñas?”").wait_for()
+    right.get_by_text("what poet says about “And vicuñas?”").wait_for()
+    person.wait()
+    assert sorted((body["model"], body.get("temperature")) for body in mock.requests[-2:]) == [
+        ("poet", 1.5), ("tiny-llama", None),
+    ]  # fmt: skip
+    person.button("Keep A").click()
+
+    person.page.get_by_label("Model", exact=True).select_option("lawyer")
+    assert "what lawyer says" in person.ask("May I keep an alpaca?")
+    assert mock.requests[-1]["model"] == "lawyer" and len(mock.requests[-1]["messages"]) == 5
+    shown, before = person.articles.locator(".body").all_inner_texts(), tree(person, "alpaca")
+    assert [len(question[3][0][3]) for question in before] == [1, 1], "each version of the question has a second one"
+
+    person.reload()
+    assert person.articles.locator(".body").all_inner_texts() == shown
+    expect(person.page.get_by_label("Model", exact=True)).to_have_value("lawyer")
+    person.button("New conversation").click()
+    person.page.get_by_role("searchbox").fill("ALPACA")
+    expect(items).to_have_count(1)
+    items.locator(".open").click()
+    assert person.articles.locator(".body").all_inner_texts() == shown
+
+    person.button("Export").click()
+    with person.page.expect_download() as download:
+        person.button("Export", dialog).click()
+    download.value.save_as(tmp_path / "export.json")
+    items.locator(".delete").click()
+    person.button("Delete", dialog).click()
+    expect(items).to_have_count(0)
+    assert not any("alpaca" in json.dumps(one) for one in stored(person))
+    person.page.get_by_label("File to import").set_input_files(tmp_path / "export.json")
+    person.page.get_by_text("One conversation was imported.").wait_for()
+    items.locator(".open").click()
+    assert person.articles.locator(".body").all_inner_texts() == shown
+    assert tree(person, "alpaca") == before
+    person.button("Previous version", person.articles.first).click()
+    assert person.articles.count() == 4 and "Word 3 of" in person.articles.last.inner_text()
+    assert "stopped by you" in person.articles.last.inner_text()
 
 
 def test_an_answer_streams_and_has_figures(person, mock):
@@ -87,7 +178,7 @@ def test_the_stop_button_cancels_the_request(person, mock):
     person.see("Word 2 of")
     person.button("Stop").click()
     person.wait()
-    person.page.wait_for_timeout(1500)
+    wait_for(lambda: mock.cancelled > before)
     assert mock.cancelled == before + 1
 
 
@@ -364,11 +455,10 @@ def test_the_request_of_an_answer_can_be_repeated(person, mock):
         return dialog.locator("code").first.inner_text()
 
     assert json.loads(snippet("JSON")) == body
-    output = subprocess.run(["bash", "-c", snippet("curl")], capture_output=True, text=True, timeout=20, check=True)
+    options = {"capture_output": True, "text": True, "timeout": PATIENCE / 1000, "check": True}
+    output = subprocess.run(["bash", "-c", snippet("curl")], **options)
     assert mock.requests[-1] == body and "data: [DONE]" in output.stdout
-    output = subprocess.run(
-        [sys.executable, "-c", snippet("Python")], capture_output=True, text=True, timeout=60, check=True
-    )
+    output = subprocess.run([sys.executable, "-c", snippet("Python")], **options)
     assert mock.requests[-1] == body and "what poet says" in output.stdout
 
 

@@ -27,7 +27,11 @@ WATCH_FRAMES = """() => {
 
 
 SLOWER = {"nested", "formulas", "letters", "long formulas", "word", "fences"}
-"""Kinds of text with single frames of 67 to 100 ms on two cores of a Zen 3."""
+"""Kinds of text with single frames of more than 50 ms, on two cores of a Zen 3.
+
+67 ms in nested lists and words, 83 ms in formulas, 100 ms in short formulas (letters) and fences, and once 167 ms in
+long formulas.
+"""
 
 STYLED = 700
 """Limit of the elements whose styles are computed in one frame. A slow machine draws more new text in each frame."""

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.server.page.browser import Person
-
-STORED = """() => new Promise((resolve) => {
-  indexedDB.open("puna").onsuccess = ({ target: { result: database } }) => {
-    const request = database.transaction("conversations").objectStore("conversations").getAll();
-    request.onsuccess = () => { resolve(request.result); database.close(); };
-  };
-})"""
+from tests.server.page.browser import PATIENCE, Person, stored, wait_for
 
 
 class Tab(Person):
@@ -26,15 +18,10 @@ class Tab(Person):
     def __init__(self, first: Person) -> None:
         self.url, self.context, self.problems = first.page.url, first.context, first.problems
         self.page = self.context.new_page()
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(PATIENCE)
         self.page.on("pageerror", lambda error: self.problems.append(f"exception: {error}"))
         self.page.on("console", self._on_console)
         self.open()
-
-
-def stored(person: Person) -> list[dict[str, Any]]:
-    """Returns the conversations in the database."""
-    return person.page.evaluate(STORED)
 
 
 def contents(conversation: dict[str, Any], role: str) -> list[str]:
@@ -51,14 +38,6 @@ def answers(person: Person) -> list[dict[str, Any]]:
 def ended(person: Person) -> list[dict[str, Any]]:
     """Returns the answers in the database that have an end."""
     return [message for message in answers(person) if "finish" in message]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Waits until a condition holds."""
-    end = time.monotonic() + 15
-    while not condition():
-        assert time.monotonic() < end, "the condition does not hold after 15 s"
-        time.sleep(0.05)
 
 
 @pytest.fixture

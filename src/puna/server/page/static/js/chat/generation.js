@@ -9,6 +9,10 @@ import { requestBody } from "../request.js";
 /** @typedef {import("../conversation.js").TokenScore} TokenScore */
 /** @typedef {{done: number, total: number, cached: number}} Progress of reading the prompt, in tokens */
 
+const CUT =
+  "The connection to the server ended before the answer was complete. The text so far is kept. " +
+  "When the server runs again, continue this answer or request another one with the buttons below.";
+
 export class Generation {
   /**
    * @param {Conversation} conversation
@@ -56,7 +60,7 @@ export class Generation {
         this.#read(chunk);
         await pause();
       }
-      message.finish ??= "stop";
+      if (!message.finish) throw new ApiError(0, CUT); // a proxy can end the stream in order after the server stopped
     } catch (error) {
       if (this.abort.signal.aborted) {
         message.finish = "stopped";
@@ -108,7 +112,8 @@ export class Generation {
 
 /** @param {any} error */
 function describe(error) {
-  if (!(error instanceof ApiError)) return "The stream of the answer could not be read. Try again.";
+  if (error instanceof SyntaxError) return "The server sent an answer that is not JSON. Try again.";
+  if (!(error instanceof ApiError)) return CUT;
   if (error.retryAfter) return `${error.message} Try again in ${Math.ceil(error.retryAfter)} s.`;
   return error.message;
 }
