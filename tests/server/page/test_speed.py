@@ -29,8 +29,8 @@ WATCH_FRAMES = """() => {
 SLOWER = {"nested", "formulas", "letters", "long formulas", "word", "fences"}
 """Kinds of text with single frames of more than 50 ms, on two cores of a Zen 3.
 
-67 ms in nested lists and words, 83 ms in formulas, 100 ms in short formulas (letters) and fences, and once 167 ms in
-long formulas.
+Longest frames of several runs: 67 ms in nested lists and words, 100 ms in formulas and fences, 117 ms in short formulas
+(letters), and once 167 ms in long formulas. In formulas, the browser paints and collects garbage for most of this time.
 """
 
 STYLED = 700
