@@ -56,6 +56,7 @@ struct IntegerFormat {
         kManyRegisters && !kHalfScales && (kPlanes == Planes::kFour || kPlanes == Planes::kEight);
     static constexpr int kPlaneBytes = plane_bytes(kPlanes);
     static constexpr int kScaleBlocks = scale_blocks(kScaleKind);
+    static_assert(kScaleBlocks == 1 || kScaleBlocks == 2, "the unrolled loops have two blocks at most");
 
     static constexpr bool reads(const FormatTraits& traits) {
         return traits.planes == kPlanes && traits.scales == kScaleKind &&
@@ -466,7 +467,7 @@ PUNA_INLINE void strip_blocks(const Panels& w, const typename F::Table& table, i
     } else {
 #pragma GCC unroll 8
         for (int p = 0; p < kPanels; ++p) set_zero(partial[p]);
-        for (int64_t b = first; b < first + 2; ++b) block(Constant<0>(), F::offsets(b), b);
+        for (int64_t b = first; b < first + F::kScaleBlocks; ++b) block(Constant<0>(), F::offsets(b), b);
     }
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) {
@@ -513,7 +514,7 @@ PUNA_INLINE void register_blocks(const uint8_t* from, int64_t panel_bytes, const
         if constexpr (F::kScaleBlocks == 2) block(Constant<0>(), F::next_offsets(at), first + 1);
     } else {
         set_zero(partial);
-        for (int64_t b = first; b < first + 2; ++b) block(Constant<0>(), F::offsets(b), b);
+        for (int64_t b = first; b < first + F::kScaleBlocks; ++b) block(Constant<0>(), F::offsets(b), b);
     }
     accumulate(partial, a + first, stride, acc);
 }
@@ -631,7 +632,7 @@ PUNA_INLINE void tile_blocks(const Unpacked<F, kGroup>& w, int64_t first, const 
         if constexpr (F::kScaleBlocks == 2) block(Constant<0>(), first + 1);
     } else {
         set_zero(partial);
-        for (int64_t b = first; b < first + 2; ++b) block(Constant<0>(), b);
+        for (int64_t b = first; b < first + F::kScaleBlocks; ++b) block(Constant<0>(), b);
     }
     accumulate(partial, a + first, stride, acc);
 }

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import signal
 import sys
 import zlib
@@ -66,17 +67,23 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 class _Recorder:
-    """Writes the name of each test that passes as a line of a file."""
+    """Writes the name of each test that passes, and need not be repeated with PyTorch, as a line of a file."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", encoding="utf-8")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" and report.passed:
+        if report.when == "call" and report.passed and not differs_with_torch(_file_of(report.nodeid)):
             self._file.write(report.nodeid + "\n")
 
     def pytest_unconfigure(self) -> None:
         self._file.close()
+
+
+@cache
+def differs_with_torch(file: str) -> bool:
+    """Returns whether a file has tests that do more, or other parameters of tests, where PyTorch is installed."""
+    return bool(re.search(r"\b(HAS_TORCH|(save|load)_torch)\b", (ROOT / file).read_text(encoding="utf-8")))
 
 
 def _counts(passed: Path) -> Path:
@@ -104,7 +111,7 @@ def _passed(file: Path) -> frozenset[str]:
 def _complete_files(file: Path) -> frozenset[str]:
     """Returns the paths of the files of which each test passed.
 
-    A file must define the same tests with PyTorch and without. A file that is skipped as a whole without it has none.
+    They define the same tests with PyTorch and without. A file that is skipped as a whole without it has none.
     """
     counts = json.loads(_counts(file).read_text(encoding="utf-8"))
     passed = Counter(_file_of(name) for name in _passed(file))

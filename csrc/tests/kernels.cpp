@@ -248,7 +248,10 @@ void check_format(const Kernels& kernels, const FormatTraits& traits) {
 }
 
 void check_matrices(const Kernels& kernels) {
-    for (const FormatTraits& traits : all_formats()) check_format(kernels, traits);
+    for (const FormatTraits& traits : all_formats()) {
+        demand(kernels.name, "a row has whole pairs of blocks", !head_bytes(traits.scales) || traits.values == 256);
+        check_format(kernels, traits);
+    }
 }
 
 // ---- a format that only this test knows. This descriptor is all that the runtime needs to pack, read, multiply and

@@ -70,7 +70,7 @@ class StopSearch:
         self.stop: str | None = None
         self._pending = ""  # text that may be the beginning of a stop string
         self._ignored = 0  # number of its characters in which no stop string may end
-        self._marks: list[tuple[int, str]] = []  # of special tokens: (position in _pending, mark)
+        self._marks: list[tuple[int, str, bool]] = []  # of special tokens: (position in _pending, mark, ignored)
 
     def is_marked(self, index: int | None) -> bool:
         """Returns whether a token is a special token that stop strings may contain; False for None."""
@@ -85,7 +85,7 @@ class StopSearch:
             held: text that follows if the answer ends here. It is searched after a special token, since no later token
                 can change a stop string that ends with the special token.
             ended: whether the answer has ended for another reason.
-            ignored: whether a stop string that ends in this text, or contains this token, does not end the answer.
+            ignored: whether a stop string that ends in this text, or with this token, does not end the answer.
         """
         self._pending += text
         if ignored:
@@ -94,7 +94,9 @@ class StopSearch:
             text, self._pending = self._pending + held, ""
             return text
         if index is not None and index in self._mark_of:
-            self._marks.append((len(self._pending) + len(held), _OTHER_MARK if ignored else self._mark_of[index]))
+            position = len(self._pending) + len(held)
+            self._marks.append((position, self._mark_of[index], ignored))
+            self._ignored = position if ignored else self._ignored
         text = self._pending + held
         if not self._marks and text and text[-1] not in self._characters and not any(s in text for s in self._plain):
             self._pending = ""  # the text neither contains a stop string nor ends with the beginning of one
@@ -114,8 +116,9 @@ class StopSearch:
             for stop in self._plain
             if (start := text.find(stop, max(0, self._ignored + 1 - len(stop)))) >= 0
         ]
+        ignored = self._ignored + sum(ignored for *_, ignored in self._marks)
         for stop, form in self.marked:
-            if (start := marked.find(form)) >= 0:
+            if (start := marked.find(form, max(0, ignored + 1 - len(form)))) >= 0:
                 matches.append((_visible(marked[:start]), _visible(marked[: start + len(form)]), stop))
         if not matches:
             return None
@@ -133,15 +136,15 @@ class StopSearch:
         """Removes pending text before a position."""
         self._pending = self._pending[end:]
         self._ignored = max(0, self._ignored - end)
-        marks = [(i - end, mark) for i, mark in self._marks if i >= end]
+        marks = [(i - end, mark, ignored) for i, mark, ignored in self._marks if i >= end]
         old, new = marks[: -self._longest], marks[-self._longest :]
         # A stop string contains at most `_longest` marks. Of older ones, one in each position still separates text.
-        self._marks = [(i, _OTHER_MARK) for i in dict.fromkeys(i for i, _ in old)] + new
+        self._marks = [(i, _OTHER_MARK, ignored) for i, ignored in {i: ignored for i, _, ignored in old}.items()] + new
 
     def _shown(self, text: str) -> str:
         """Returns the text with the marks of special tokens inserted."""
         parts, start = [], 0
-        for index, mark in self._marks:
+        for index, mark, _ in self._marks:
             if index <= len(text):
                 parts += [text[start:index], mark]
                 start = index

@@ -98,7 +98,7 @@ class Service:
             checkpoint = open_checkpoint(locate_model(self._path))
             llm = AsyncLLM(checkpoint, adapters=self.settings.adapters or None, **options)
             _ = llm.tokenizer
-            if not self.settings.lazy_compile:
+            if checkpoint.head == "lm" and not self.settings.lazy_compile:
                 llm._backend.compile(self.settings.slots, on_compile)
             if self.settings.warm is not None:
                 warm(llm, self.settings.warm)

@@ -121,10 +121,14 @@ def test_documents_of_a_batch_do_not_see_each_other(kind, method):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", [FusedForward, ReferenceForward])
-def test_checkpointing_changes_no_bit(kind, dtype):
-    batch, settings = new_batch(*LENGTHS), {"rank": 4, "dropout": 0.2}
-    loss, values = gradients(kind(attached(new_model(dtype), "lora", **settings)), batch)
-    again, recomputed = gradients(kind(attached(new_model(dtype), "lora", **settings), checkpointing=True), batch)
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("lora", {"rank": 4, "dropout": 0.2}), ("lora", {"rank": 4, "dora": True}), ("ia3", {}), ("full", {})],
+)
+def test_checkpointing_changes_no_bit(kind, dtype, method, settings):
+    batch = new_batch(*LENGTHS)
+    loss, values = gradients(kind(attached(new_model(dtype), method, **settings)), batch)
+    again, recomputed = gradients(kind(attached(new_model(dtype), method, **settings), checkpointing=True), batch)
     assert loss == again
     assert all(torch.equal(values[name], recomputed[name]) for name in values)
 

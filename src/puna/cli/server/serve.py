@@ -172,7 +172,7 @@ def _service(path: Path, settings: Any) -> Service:
 
 def _report_compilation(sizes: Sequence[int]) -> None:
     note(
-        f"puna: compiling for {', '.join(map(str, sizes))} sequences: this can take minutes; "
+        f"puna: compiling steps of up to {', '.join(map(str, sizes))} sequences: this can take minutes; "
         "--lazy-compile does it during the first requests"
     )
 
