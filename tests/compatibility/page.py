@@ -39,6 +39,8 @@ _DIFFERENCES = (
     ("contrastive search of prompts with padding", "tokens are also compared with the states of padding",
      "no such search", "padding is ignored, so that a prompt has the same answer alone and in a batch"),
     ("`apply_chat_template(padding=True)`", "pads to `max_length`", "pads to the longest conversation", "as 5.23"),
+    ("padding of an empty text alone, without special tokens, by the slow tokenizer", "does not pad", "pads",
+     "as 5.23"),
     ("`InfNanRemoveLogitsProcessor`", "keeps minus infinity", "replaces it by the lowest number", "as 5.23"),
     ("`PhrasalConstraint.reset()`", "counts the first token as generated", "no such class",
      "returns to the start of the phrase"),
@@ -56,6 +58,9 @@ _DIFFERENCES = (
      "loaded without EOS", "loaded with EOS, as in tokenizer.json", "as 4.34; puna saves the setting"),
     ("`GenerationConfig.save_pretrained` with a setting that has no effect, such as `temperature` without `do_sample`",
      "warns and writes nothing", "an error", "warns and writes the file"),
+    ("`logits_processor` or `stopping_criteria` with an object of a class that the settings also require",
+     "an error", "the object is used, with a warning", "as 5.23"),
+    ("names of loggers", "begin with `transformers.`", "begin with `transformers.`", "begin with `puna.`"),
 )  # fmt: skip
 """Differences of behaviour between the releases or from both: behaviour, 4.34, 5.23, puna."""
 

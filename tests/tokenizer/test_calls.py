@@ -160,6 +160,15 @@ def test_pad_collates_rows_and_columns(tokenizer):
     assert sum(one["attention_mask"]) == 2 and len(one["input_ids"]) == 4
 
 
+@pytest.mark.parametrize("cls", [LlamaTokenizer, LlamaTokenizerFast])
+def test_an_empty_text_is_padded_alone_and_in_a_batch(sp_model, cls):
+    tokenizer = cls(str(sp_model))
+    tokenizer.pad_token = "</s>"
+    for text, ids in (("", [2, 2, 2]), ([""], [[2, 2, 2]])):
+        result = tokenizer(text, add_special_tokens=False, padding="max_length", max_length=3)
+        assert result["input_ids"] == ids
+
+
 def test_the_error_of_pad_names_the_column(tokenizer):
     rows = [{**tokenizer(text), "labels": tokenizer.encode(text)} for text in ("the llama", "a")]
     assert [len(row) for row in tokenizer.pad(rows)["labels"]] == [len(row["labels"]) for row in rows]

@@ -102,6 +102,8 @@ class Calls:
             words = [self.words() for _ in range(2)]
             batch = [[self.words() for _ in range(count)] for _ in range(rng.randint(1, 2))]
             arguments = {"words": words[:1], "word pair": words, "word batch": batch}[kind]
+        if not fast and not options.get("add_special_tokens", True) and not str(arguments).strip("[]', "):
+            options.pop("padding", None)  # transformers 4.34 does not pad an empty text
         sides = {"padding_side": rng.choice(["left", "right"]), "truncation_side": rng.choice(["left", "right"])}
         return {"tokenizer": name, "attributes": sides, "method": method, "arguments": arguments, "options": options}
 
