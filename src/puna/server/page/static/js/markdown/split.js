@@ -55,7 +55,8 @@ export function formulasIn(tokens) {
 
 /** @param {Token} token @returns {number} the weight of its elements and formulas */
 function elements(token) {
-  let own = ELEMENT + TEX * Math.min(token.tex?.length ?? 0, LONGEST_TEX);
+  const { length = 0 } = token.tex ?? {};
+  let own = ELEMENT + (length > LONGEST_TEX ? 0 : TEX * length); // a longer formula is shown as text
   if (token.type === "code") own = CODE;
   // The text of an item has children; then the words are theirs.
   if (token.type === "text") own = token.tokens ? 0 : (token.raw.match(LONG_WORD) ?? []).join("").length;
