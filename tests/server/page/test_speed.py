@@ -62,7 +62,7 @@ WORK = """async ([text, step]) => {
   temml.render = render;
   const shown = article.textContent.replace(/\\s+/g, "");
   article.remove();
-  return { ...most, shown };
+  return { ...most, shown, whole: shown.isWellFormed() };
 }"""
 """Draws a text that grows by `step` characters; returns the most work of a call of `update` and the text shown.
 
@@ -155,6 +155,7 @@ def test_the_work_of_a_step_is_limited(person, kind):
     for most in (arriving, stored):
         assert 0 < most["drawn"] <= (24_000 if kind in UNDIVIDED else 10_000)
         assert most["formulas"] <= 200 + 1000
+        assert most["whole"], "a surrogate pair was split"
     assert arriving["shown"] == stored["shown"]
 
 

@@ -93,6 +93,7 @@ KINDS = {
     "marks": "*a* **b** `c` ~~d~~ [e](https://a.example) " * 800,
     "word": "A" * 30_000,
     "characters": "漢字かな交じり文" * 1250,
+    "emoji": "a" + "😀" * 5000,
     "mathematics": "".join(f"Then {_FORMULA.format(i)}\n\n{_DISPLAY.format(i)}\n\n" for i in range(200)),
 }
 """Long answers of a single kind of text."""

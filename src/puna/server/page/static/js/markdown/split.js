@@ -128,7 +128,8 @@ function positionOf(token, limit) {
 }
 
 /**
- * The position depends only on the beginning of the text: a stored answer is split where it was split on arrival.
+ * Splits a paragraph after a sentence, a word, or else anywhere but in a surrogate pair. A stored answer may be split at
+ * another position than on arrival, because the text after the split also counts as part of a long word or a link.
  * @param {Token} token
  * @returns {Split | null}
  */
@@ -146,7 +147,7 @@ function splitText(token) {
   };
   let end = firstAfter(SENTENCE_ENDS, near);
   if (!end && near < raw.length) end = firstAfter(SPACES, far);
-  if (!end && far < raw.length) end = far;
+  if (!end && far < raw.length) end = far + (/[\uDC00-\uDFFF]/.test(raw[far]) ? 1 : 0);
   return end ? { tokens: lex(raw.slice(0, end), Object.create(null)), length: end } : null;
 }
 
