@@ -60,6 +60,8 @@ _DIFFERENCES = (
      "warns and writes nothing", "an error", "warns and writes the file"),
     ("`logits_processor` or `stopping_criteria` with an object of a class that the settings also require",
      "an error", "the object is used, with a warning", "as 5.23"),
+    ("`assistant_confidence_threshold`", "no such setting", "adapted during a call if scikit-learn is installed",
+     "constant, so that drawn tokens do not depend on installed packages"),
     ("names of loggers", "begin with `transformers.`", "begin with `transformers.`", "begin with `puna.`"),
 )  # fmt: skip
 """Differences of behaviour between the releases or from both: behaviour, 4.34, 5.23, puna."""
