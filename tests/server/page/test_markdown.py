@@ -47,3 +47,16 @@ def test_blocks_have_the_direction_of_their_text_and_wide_formulas_scroll(person
     assert person.page.evaluate(script) == [
         ["P", "rtl", True], ["UL", "rtl", True], ["P", "ltr", True], ["DIV", "ltr", True],
     ]  # fmt: skip
+
+
+def test_code_has_the_same_lines_however_it_arrives(person):
+    lines = """async ([text, step]) => {
+      const { CodeBlock } = await import("/page/js/markdown/code.js");
+      const block = new CodeBlock("");
+      for (let length = step; length < text.length + step; length += step) block.update(text.slice(0, length));
+      return [...block.code.children].map((chunk) => chunk.textContent);
+    }"""
+    text = "value = 1\n" * 500
+    grown, complete = (person.page.evaluate(lines, [text, step]) for step in (3, len(text)))
+    assert "".join(complete) == text and len(complete) > 1
+    assert grown == complete

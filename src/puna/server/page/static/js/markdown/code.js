@@ -40,6 +40,8 @@ export class CodeBlock {
     this.text = "";
     this.code = h("code", {});
     this.lines = 0;
+    /** @type {Text | null} the text of the last chunk, unless it is full */
+    this.last = null;
     this.element = frame(language, this.code, () => this.text);
     blocks.set(this.element, this);
     prepareHighlighting();
@@ -50,7 +52,7 @@ export class CodeBlock {
     let added = text.slice(this.text.length);
     this.text = text;
     while (added) {
-      if (this.lines === 0) {
+      if (!this.last) {
         this.last = document.createTextNode("");
         this.code.append(h("span", { class: "code-chunk" }, this.last));
       }
@@ -60,9 +62,9 @@ export class CodeBlock {
         end = newline < 0 ? added.length : newline + 1;
         if (newline >= 0) this.lines += 1;
       }
-      /** @type {Text} */ (this.last).appendData(added.slice(0, end));
+      this.last.appendData(added.slice(0, end));
       added = added.slice(end);
-      if (this.lines === CHUNK_LINES) this.lines = 0;
+      if (this.lines === CHUNK_LINES) [this.lines, this.last] = [0, null];
     }
   }
 
