@@ -10,9 +10,9 @@ const KEPT = 1000;
 /** Formulas of a block that are drawn ahead, so that KEPT does not drop one before it is shown. */
 const AHEAD = KEPT / 2;
 
-/** Longer formulas, or those with more elements, are shown as TeX: drawing one would take longer than a frame. */
-export const LONGEST_TEX = 1000;
-const MOST_ELEMENTS = 1000;
+/** Longer formulas, or those with more elements, are shown as TeX: drawing one could take longer than 50 ms. */
+export const LONGEST_TEX = 2500;
+const MOST_ELEMENTS = 2500;
 
 /** An inline formula of more characters of TeX can be wider than the page; it can be scrolled. */
 const NARROW = 60;
