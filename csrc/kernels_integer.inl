@@ -14,8 +14,8 @@ constexpr bool kManyRegisters = false;
 #endif
 
 // Whether weights are unpacked to memory for any number of tokens, which leaves only one kernel per format to compile.
-// Without AVX2 and Arm's dot products it is the fastest: SSE2 on Zen 3, one token: Q4_0 1.39 times, Q4_K 1.29 times as
-// fast as unpacking in registers; two tokens: Q4_0 1.39 times.
+// SSE2 on Zen 3, compared with unpacking in registers: one token, Q4_0 1.39 times and Q4_K 1.29 times as fast; two
+// tokens, Q4_0 1.39 times. Arm without dot products was not measured.
 #if defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
 constexpr bool kOnlyUnpacked = false;
 #else
@@ -28,8 +28,8 @@ struct BlockScales {
 };
 
 #if !defined(__AVX2__) && !defined(__aarch64__)
-// Replaces each byte, which is less than 16, by an entry of `table`. Not inlined, because that would add half a
-// megabyte to the library.
+// Replaces each byte, which is less than 16, by an entry of `table`. Not inlined, because every format with a table
+// would have eight copies.
 static __attribute__((noinline)) u32x16 look_up(const u32x16& index, const uint8_t* table) {
     uint8_t bytes[64];
     store_u32(bytes, index);

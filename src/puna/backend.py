@@ -132,7 +132,7 @@ class Backend(Protocol):
         """Compiles before the first step what the first steps of up to `most` sequences would otherwise compile.
 
         Args:
-            report: called with the numbers of sequences that code is compiled for, if there are any, before it is.
+            report: called before anything is compiled, with the numbers of sequences for which code is compiled.
         """
         ...
 

@@ -49,7 +49,7 @@ EXCLUDED_PREFIXES = ("tests/architecture/test_language.py", "tests/golden/", "LI
 _COMPILED = [(re.compile(pattern, re.IGNORECASE), plain) for pattern, plain in PATTERNS.items()]
 
 _ANY = re.compile(r"\b(?:" + "|".join(pattern.replace(r"\b", "", 1) for pattern in PATTERNS) + ")")
-"""Matches lower-case text with a match of any pattern, all of which begin at the beginning of a word."""
+"""Matches lower-case text in which any of the patterns has a match. All begin with `\\b`, which is tested once."""
 
 _CPP_PROSE = re.compile(r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"", re.S)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("fastapi")
 
-from puna import LLM, AsyncLLM  # noqa: E402
+from puna import LLM, AsyncLLM, LlamaForSequenceClassification  # noqa: E402
 from puna.model import backend as torch_backend  # noqa: E402
 from puna.model.paged import decode  # noqa: E402
 from puna.server.service import Service  # noqa: E402
@@ -60,11 +62,11 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return recorded
 
 
-def load(**settings: Any) -> tuple[Service, list[Sequence[int]]]:
-    """Returns a service that has loaded the committed checkpoint, and the reports of compilation."""
+def load(path: Path = LAYOUTS["hf"], **settings: Any) -> tuple[Service, list[Sequence[int]]]:
+    """Returns a service that has loaded a checkpoint, and the reports of compilation."""
     reports: list[Sequence[int]] = []
     options = {"backend": "torch", "threads": 1, "max_batch": 20}
-    service = Service(LAYOUTS["hf"], ServerSettings(options=options, **settings))
+    service = Service(path, ServerSettings(options=options, **settings))
     service.load_in_thread(reports.append).join()
     assert service.state == "ready", service.error
     return service, reports
@@ -111,6 +113,15 @@ def test_sizes_that_the_engine_never_uses_are_left_out(steps: SimpleNamespace, m
     backend = torch_backend.TorchBackend.from_pretrained(LAYOUTS["hf"])
     backend.compile(most, lambda compiled: None)
     assert steps.captured == sizes
+
+
+@pytest.mark.filterwarnings("ignore:.*must be trained")
+def test_a_classifier_compiles_nothing(steps: SimpleNamespace, tmp_path: Path) -> None:
+    folder = shutil.copytree(LAYOUTS["hf"], tmp_path / "classifier")
+    LlamaForSequenceClassification.from_pretrained(LAYOUTS["hf"], num_labels=2).save_pretrained(folder)
+    service, reports = load(folder)
+    assert not steps.captured and not reports
+    service.close()
 
 
 def test_a_server_on_a_cpu_compiles_nothing() -> None:

@@ -88,15 +88,15 @@ class StopSearch:
             ignored: whether a stop string that ends in this text, or with this token, does not end the answer.
         """
         self._pending += text
-        if ignored:
-            self._ignored = len(self._pending)
         if not self._plain:
             text, self._pending = self._pending + held, ""
             return text
+        position = len(self._pending)
         if index is not None and index in self._mark_of:
-            position = len(self._pending) + len(held)
+            position += len(held)
             self._marks.append((position, self._mark_of[index], ignored))
-            self._ignored = position if ignored else self._ignored
+        if ignored:
+            self._ignored = position
         text = self._pending + held
         if not self._marks and text and text[-1] not in self._characters and not any(s in text for s in self._plain):
             self._pending = ""  # the text neither contains a stop string nor ends with the beginning of one

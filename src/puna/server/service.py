@@ -84,7 +84,7 @@ class Service:
         """Starts to load the model in a thread, while other modules are imported; returns the thread.
 
         Args:
-            on_compile: called before code is compiled, with the numbers of sequences of the steps that run it.
+            on_compile: called before anything is compiled, with the numbers of sequences for which code is compiled.
         """
         thread = threading.Thread(target=self._load, args=(on_compile,), name="puna-load", daemon=True)
         thread.start()

@@ -24,7 +24,7 @@ _OTHER_FILES = 2 * BACKLOG + 128
 def possible_connections() -> int:
     """Returns how many connections the limit of open files allows; raises this limit where the system permits it.
 
-    A limit that allows fewer connections than usual is a warning in the log.
+    Logs a warning if the limit allows fewer connections than usual.
 
     Without free file descriptors, asyncio accepts no connection for a second, and writes a log of thousands of lines.
     """

@@ -123,7 +123,7 @@ def head_of(call: Call, generation: Generation, prefix: str, kind: str) -> dict[
 
 
 _MARK = "\0"
-"""The text in the place of which `ChunkHead.text_event` puts others."""
+"""`ChunkHead.text_event` encodes a chunk with this text, and then replaces it by other texts."""
 
 
 class ChunkHead:
@@ -162,7 +162,7 @@ class StreamUsage:
 
     @property
     def is_in_every_chunk(self) -> bool:
-        """Whether each chunk has the numbers until then."""
+        """Whether each chunk has the numbers so far."""
         return bool(self._options.get("continuous_usage_stats"))
 
     def fields(self, *, is_last: bool = False) -> dict[str, Any]:
