@@ -26,12 +26,8 @@ WATCH_FRAMES = """() => {
 }"""
 
 
-SLOWER = {"nested", "formulas", "letters", "long formulas", "word", "fences"}
-"""Kinds of text with single frames of more than 50 ms, on two cores of a Zen 3.
-
-Longest frames of several runs: 67 ms in nested lists and words, 100 ms in formulas and fences, 117 ms in short formulas
-(letters), and once 167 ms in long formulas. In formulas, the browser paints and collects garbage for most of this time.
-"""
+SLOWER = {"letters", "long formulas"}
+"""Kinds of text with single frames of 67 ms on two idle cores of a Zen 3."""
 
 STYLED = 700
 """Limit of the elements whose styles are computed in one frame. A slow machine draws more new text in each frame."""
