@@ -17,6 +17,7 @@ from puna import convert
 from puna.checkpoint import open_checkpoint
 from puna.checkpoint.names import expected_tensors
 from puna.config import LlamaConfig
+from puna.convert.plan import TOKEN_MEMORY
 from puna.formats.blocks import FORMATS
 from puna.formats.new_tensor import NewTensor
 from puna.saving import write_shard
@@ -26,7 +27,13 @@ from tests.helpers.vocabularies import train_sentencepiece
 pytestmark = pytest.mark.slow
 
 LARGEST = 8192 * 1024 * 2
-"""Bytes of the largest tensor, a feed-forward matrix; the model has twelve such matrices and 237 MB in all."""
+"""Bytes of the largest tensor, a feed-forward matrix; the model has nine such matrices and 178 MB in all."""
+
+BOUND = 2 * LARGEST + 120e6
+"""Bytes that a conversion may need: fewer than the model has."""
+
+WIDE = 60_000
+"""Tokens of the model with a large vocabulary."""
 
 MEASURE = """
 import json, re, sys
@@ -38,19 +45,15 @@ print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1], plans
 """
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The paths of one model in each layout, and quantised to q4_0."""
-    if not Path("/proc/self/status").exists():
-        pytest.skip("only Linux reports the peak memory of a process")
-    root = tmp_path_factory.mktemp("large")
+def write_random_model(folder: Path, **settings: int) -> Path:
+    """Writes a model in bfloat16 with the hidden size 1024, one tensor at a time, and returns its folder."""
     config = LlamaConfig(
-        vocab_size=424, hidden_size=1024, intermediate_size=8192, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=8, dtype="bfloat16", architectures=["LlamaForCausalLM"],
+        hidden_size=1024, num_attention_heads=8, num_key_value_heads=8, dtype="bfloat16",
+        architectures=["LlamaForCausalLM"], **settings,
     )  # fmt: skip
-    (root / "hf").mkdir()
-    config.save_pretrained(root / "hf")
-    (root / "hf" / "tokenizer.model").write_bytes(train_sentencepiece())
+    folder.mkdir()
+    config.save_pretrained(folder)
+    (folder / "tokenizer.model").write_bytes(train_sentencepiece())
     # Values from 2^-14 to 1: smaller ones are subnormal in float16, and processors convert them twenty times as slowly.
     tensors = []
     for number, (name, shape) in enumerate(expected_tensors(config, "lm")):
@@ -58,11 +61,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         tensors.append(
             NewTensor(name, FORMATS["bf16"], shape, lambda values=values: iter([values().view(np.uint8).reshape(-1)]))
         )
-    write_shard(root / "hf" / "model.safetensors", tensors)
+    write_shard(folder / "model.safetensors", tensors)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The paths of one model in each layout, and quantised to q4_0."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("only Linux reports the peak memory of a process")
+    root = tmp_path_factory.mktemp("large")
+    write_random_model(root / "hf", vocab_size=424, intermediate_size=8192, num_hidden_layers=3)
     convert(root / "hf", root / "meta", to="meta", shards=4)
     convert(root / "hf", root / "gguf", to="gguf")
     convert(root / "hf", root / "q4_0", quantize="q4_0")
-    assert sum(file.stat().st_size for file in open_checkpoint(root / "meta").files) > 2.3e8
+    assert sum(file.stat().st_size for file in open_checkpoint(root / "meta").files) > 1.15 * BOUND
     return {kind: root / kind for kind in ("hf", "meta", "gguf", "q4_0")}
 
 
@@ -89,7 +102,7 @@ def test_memory_is_bounded(source: str, options: dict[str, Any], folders: dict[s
     arguments = [str(folders[source]), str(tmp_path / "out"), "convert", json.dumps(options)]
     run = subprocess.run([sys.executable, "-c", MEASURE, *arguments], check=True, capture_output=True, text=True)
     peak, planned = map(int, run.stdout.split())
-    assert peak * 1024 < min(2 * LARGEST + 120e6, planned), re.sub(r"\s+", " ", run.stderr)
+    assert peak * 1024 < min(BOUND, planned), re.sub(r"\s+", " ", run.stderr)
 
 
 @pytest.mark.parametrize(("source", "target"), [("hf", "out"), ("q4_0", "out.gguf")])
@@ -98,14 +111,16 @@ def test_the_memory_of_a_merge_is_bounded(source: str, target: str, folders: dic
     arguments = [str(folders[source]), str(adapter), str(tmp_path / target), "merge", '{"verify": false}']
     run = subprocess.run([sys.executable, "-c", MEASURE, *arguments], check=True, capture_output=True, text=True)
     peak, planned = map(int, run.stdout.split())
-    assert peak * 1024 < min(2 * LARGEST + 120e6, planned), run.stderr
+    assert peak * 1024 < min(BOUND, planned), run.stderr
 
 
 @pytest.fixture(scope="module")
-def wide(folders: dict[str, Path]) -> Path:
-    """The folder of the same model with a large vocabulary."""
-    convert(folders["hf"], folders["hf"].parent / "wide", to="hf", vocab_size=60000)
-    return folders["hf"].parent / "wide"
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model of which nearly all weights are those of a large vocabulary.
+
+    """
+    folder = tmp_path_factory.mktemp("models") / "wide"
+    return write_random_model(folder, vocab_size=WIDE, intermediate_size=256, num_hidden_layers=1)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +131,11 @@ def wide(folders: dict[str, Path]) -> Path:
 def test_the_plan_includes_the_memory_for_running_the_models(
     options: dict[str, Any], wide: Path, tmp_path: Path
 ) -> None:
-    """The planned memory covers a forward pass with a large vocabulary, and is less than twice the peak."""
+    """The planned memory covers a forward pass with a large vocabulary, and is less than twice the peak.
+
+    The plan without its memory for the tokenizer covers it too, because this tokenizer is small. The weights (in bfloat16 or in q8_0) and the logits are
+    all larger than the difference from the peak: the test fails if the plan omits one of them.
+    """
     if "calibrate" in options:
         (tmp_path / "text.txt").write_text("The llama lives in the high grassland. " * 30)
         options = options | {"calibrate": str(tmp_path / "text.txt")}
@@ -125,4 +144,4 @@ def test_the_plan_includes_the_memory_for_running_the_models(
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     peak, planned = map(int, run.stdout.split())
-    assert planned / 2 < peak * 1024 < planned, run.stderr
+    assert planned / 2 < peak * 1024 < planned - TOKEN_MEMORY * WIDE, run.stderr

@@ -25,7 +25,7 @@ _SMALL_FILES, _TOKEN_ON_DISK = 2**20, 200
 _INTERPRETER = 96 * 2**20
 """Bytes of memory that Python and NumPy need."""
 
-_TOKEN = 1600
+TOKEN_MEMORY = 1600
 """Bytes of memory that a tokenizer needs per token while it is read and written."""
 
 _PIECES = QUEUED + 2
@@ -82,7 +82,7 @@ def make_plan(
         verify: whether both models will run, which needs memory.
     """
     total = sum(file.bytes for file in target.files)
-    tokenizer = _TOKEN * source.config.vocab_size
+    tokenizer = TOKEN_MEMORY * source.config.vocab_size
     model_memory = _model_memory(source, total, text is not None, verify)
     return Plan(
         source=str(source.path),
