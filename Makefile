@@ -171,8 +171,9 @@ tools: $(VENV)/.build
 packages: $(VENV)/.model $(VENV)/.dev
 oracles: $(ORACLES)
 install: $(VENV)/.puna
+# SETTINGS=... sets options of CMakeLists.txt, which later builds of build/native keep.
 native: $(VENV)/.build
-	$(call build,native,$(RELEASE),all $(PROGRAMS))
+	$(call build,native,$(RELEASE) $(SETTINGS),all $(PROGRAMS))
 
 $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)
