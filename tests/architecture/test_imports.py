@@ -17,7 +17,7 @@ from tests.architecture.source_tree import (
 )
 
 LAYERS = [
-    {"errors", "lazy", "names"},
+    {"errors", "lazy", "names", "processes"},
     {"compat", "files", "templates"},
     {"hub"},
     {"config"},
@@ -123,9 +123,9 @@ def test_only_hub_uses_the_network():
 
 
 def test_only_native_reads_the_environment():
-    """`templates/process.py` passes a part of the environment, without secrets, to the process that it starts."""
+    """`processes.py` passes a part of the environment, without secrets, to the processes that it starts."""
     for path in modules():
-        if package_of(path) == "native" or path.parts[-2:] == ("templates", "process.py"):
+        if package_of(path) in ("native", "processes"):
             continue
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":

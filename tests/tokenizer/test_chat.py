@@ -16,7 +16,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
+from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer, processes
 from puna.errors import ChatTemplateError, TokenizerError
 from puna.templates import process
 from puna.tokenizer.chat import render_chat
@@ -232,10 +232,10 @@ def test_a_template_that_python_cannot_compile_raises_an_error(fast, template):
 def quick_limit(monkeypatch):
     """The processes that render templates have 0.3 s instead of 1.5 s."""
     change = "\nfrom puna.templates import worker; worker.SECONDS = 0.3\nserve()"
-    monkeypatch.setattr(process, "_PROGRAM", process._PROGRAM.replace("\nserve()", change))
-    monkeypatch.setattr(process, "_POOL", process._Pool())
+    monkeypatch.setattr(processes, "_PROGRAM", processes._PROGRAM.replace("\nserve()", change))
+    monkeypatch.setattr(process, "POOL", processes.WorkerPool("puna.templates.worker"))
     yield
-    process._POOL._close()
+    process.POOL.close()
 
 
 @pytest.mark.parametrize(
@@ -320,15 +320,15 @@ def test_threads_and_forked_processes_render(fast):
 
 def test_a_process_that_was_killed_is_replaced():
     assert render_chat("{{ 1 }}", [{"role": "user"}], variables={}) == "1"
-    for worker in process._POOL._idle:
+    for worker in process.POOL._idle:
         worker._process.kill()
         worker._process.wait()
     assert render_chat("{{ 2 }}", [{"role": "user"}], variables={}) == "2"
 
 
 def test_an_interrupted_rendering_leaves_no_process(monkeypatch):
-    worker = process._Worker()
-    monkeypatch.setattr(process._POOL, "_idle", [worker])
+    worker = processes.Worker("puna.templates.worker")
+    monkeypatch.setattr(process.POOL, "_idle", [worker])
 
     class InterruptedPipe:
         def read(self, size):
@@ -349,7 +349,7 @@ def test_the_rendering_process_ends_with_its_parent():
     code = (
         "import os; from puna.templates import process; from puna.tokenizer.chat import render_chat; "
         "render_chat('x', [{'role': 'user'}], variables={}); "
-        "print(process._POOL._idle[0]._process.pid, flush=True); os._exit(1)"
+        "print(process.POOL._idle[0]._process.pid, flush=True); os._exit(1)"
     )
     run = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from puna.errors import ChatTemplateError
+from puna.processes import SIZE, Worker, WorkerPool
 from puna.templates import process
 from puna.templates.limits import SECONDS
 
@@ -26,8 +28,8 @@ def render():
 process.render("x", {})
 thread = threading.Thread(target=render)
 thread.start()
-while not process._POOL._busy: time.sleep(0.001)
-worker = next(iter(process._POOL._busy))
+while not process.POOL._busy: time.sleep(0.001)
+worker = next(iter(process.POOL._busy))
 pid = os.fork()
 if pid == 0:
     print(worker._process.stdin.raw.closed, worker._process.stdout.raw.closed, flush=True)
@@ -48,20 +50,20 @@ def test_a_process_forked_during_a_rendering_does_not_delay_the_exit():
 
 
 def test_a_truncated_answer_is_not_returned_as_text(monkeypatch):
-    worker = process._Worker()
-    assert worker.ask(process.marshal.dumps(("x", {}))) == b"Tx"
+    worker = Worker("puna.templates.worker")
+    assert worker.ask(marshal.dumps(("x", {}))) == b"Tx"
     output = worker._process.stdout
 
     class EndingPipe:
         def read(self, size):
-            return output.read(size) if size == process.SIZE.size else output.read(size)[:-1]
+            return output.read(size) if size == SIZE.size else output.read(size)[:-1]
 
         def close(self):
             output.close()
 
     monkeypatch.setattr(worker._process, "stdout", EndingPipe())
     with pytest.raises(EOFError):
-        worker.ask(process.marshal.dumps(("text", {})))
+        worker.ask(marshal.dumps(("text", {})))
     worker.end(at_once=True)
 
 
@@ -74,8 +76,8 @@ def test_text_that_is_too_long_is_refused_before_it_is_sent():
 
 def test_the_process_does_not_inherit_secrets(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    worker = process._Worker()
-    assert worker.ask(process.marshal.dumps(("x", {}))) == b"Tx"
+    worker = Worker("puna.templates.worker")
+    assert worker.ask(marshal.dumps(("x", {}))) == b"Tx"
     environment = Path(f"/proc/{worker._process.pid}/environ").read_bytes()
     worker.end(at_once=True)
     assert b"hf_secret" not in environment
@@ -83,19 +85,20 @@ def test_the_process_does_not_inherit_secrets(monkeypatch):
 
 def test_an_unknown_python_program_is_reported(monkeypatch):
     monkeypatch.setattr(sys, "executable", None)
+    monkeypatch.setattr(process, "POOL", WorkerPool("puna.templates.worker"))
     with pytest.raises(ChatTemplateError, match=r"sys\.executable is not set"):
-        process._Worker()
+        process.render("x", {})
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system has no /proc")
 def test_time_in_which_the_process_does_not_run_is_not_counted():
-    worker = process._Worker()
-    assert worker.ask(process.marshal.dumps(("x", {}))) == b"Tx"
+    worker = Worker("puna.templates.worker")
+    assert worker.ask(marshal.dumps(("x", {}))) == b"Tx"
     paused = threading.Thread(target=pause_rendering, args=(worker._process.pid,))
     paused.start()
     slow = "{% for i in range(100) %}{% for j in range(90000) %}{% endfor %}{% endfor %}x"
     start = time.monotonic()
-    assert worker.ask(process.marshal.dumps((slow, {}))) == b"Tx" and time.monotonic() - start > SECONDS
+    assert worker.ask(marshal.dumps((slow, {}))) == b"Tx" and time.monotonic() - start > SECONDS
     paused.join()
     worker.end(at_once=True)
 

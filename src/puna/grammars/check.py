@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from puna.errors import BackendError, RuleError
 from puna.grammars.keywords import with_keyword
+from puna.processes import WorkerError, WorkerPool
 
-_PROGRAM = """\
-import json, sys
-sys.path[:] = json.loads(sys.argv[1])
-from puna.grammars.worker import main
-main()
-"""
+POOL = WorkerPool("puna.grammars.worker")
 
 
 def check_rule(name: str, rule: Mapping[str, Any], special: Sequence[str]) -> None:
@@ -33,31 +28,24 @@ def check_rule(name: str, rule: Mapping[str, Any], special: Sequence[str]) -> No
         BackendError: the process cannot be started.
     """
     try:
-        process = subprocess.run(
-            (sys.executable, "-I", "-S", "-c", _PROGRAM, json.dumps([str(folder) for folder in sys.path])),
-            input=json.dumps({"rule": rule, "special": list(special)}).encode(),
-            capture_output=True,
-            start_new_session=True,  # Ctrl-C must not end the process with a message
-            check=False,
-        )
+        error = POOL.ask(json.dumps({"rule": rule, "special": list(special)}).encode()).decode()
     except OSError as exc:
         raise BackendError(
             f"the process that checks grammars cannot be started: {sys.executable!r}: {exc.strerror}"
         ) from exc
-    answer = process.stdout.decode("utf-8", "replace")
-    if answer == "ok":
-        return
-    if answer.startswith("error "):
-        error = answer.removeprefix("error ")
+    except WorkerError as exc:
+        if exc.status >= 0:
+            raise BackendError(
+                f"the process that checks grammars ended with status {exc.status}; is llguidance installed for "
+                f"{sys.executable}?"
+            ) from None
+        raise RuleError(
+            f"{name} is too large: compiling it needs too much {_RESOURCES.get(-exc.status, 'memory')}; simplify it"
+        ) from None
+    if error:
         if name == "json_schema":
             error = with_keyword(error, json.dumps(rule[name]))
         raise RuleError(f"{name} cannot be used: {error}")
-    if process.returncode >= 0:
-        reason = process.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
-        raise BackendError(f"the process that checks grammars failed: {''.join(reason) or process.returncode}")
-    raise RuleError(
-        f"{name} is too large: compiling it needs too much {_RESOURCES.get(-process.returncode, 'memory')}; simplify it"
-    )
 
 
 _RESOURCES: dict[int, str] = {

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
+import os
 import threading
+from typing import Any
 
 from puna.grammars.library import byte_tokenizer, error_text, make_matcher
-from puna.templates.limits import limit_memory
+from puna.processes import serve_requests
 
 SECONDS = 2.0
-"""Maximum processor time of the process, of which 0.05 s are used to start it."""
+"""Maximum processor time of one grammar."""
 
 WALL_SECONDS = 60.0
-"""Maximum elapsed time: a busy machine may delay the process."""
+"""Maximum elapsed time of one grammar: a busy machine may delay the process."""
 
 MEMORY = 512 * 10**6
 """Memory for compiling, in bytes."""
@@ -23,25 +23,27 @@ _STACK = 4 * 2**20
 """Stack for compiling, in bytes: half of what threads usually have. llguidance is recursive."""
 
 
-def main() -> None:
-    """Reads a grammar from standard input, and writes why it cannot be used, or nothing."""
-    for number in (signal.SIGALRM, signal.SIGPROF):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGALRM, signal.SIGPROF))
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
-    request = json.load(sys.stdin)
-    limit_memory(MEMORY)
+def serve() -> None:
+    """Answers requests on standard input until it is closed: with why a grammar cannot be used, or with nothing."""
     threading.stack_size(_STACK)
-    thread = threading.Thread(target=_compile, args=(request["rule"], request["special"]))
+    serve_requests(_answer, SECONDS, WALL_SECONDS, MEMORY)
+
+
+def _answer(request: bytes) -> bytes:
+    errors: list[str] = []
+    thread = threading.Thread(target=_compile, args=(json.loads(request), errors))
     thread.start()
     thread.join()
+    return errors[0].encode("utf-8", "replace")
 
 
-def _compile(rule: dict[str, object], special: list[str]) -> None:
-    matcher, error = make_matcher(rule, byte_tokenizer(special))
-    if error is None:
-        matcher.compute_bitmask()
-        error = f"no text follows it ({error_text(matcher)})" if matcher.is_error() else None
-    sys.stdout.write("ok" if error is None else f"error {error}")
-    sys.stdout.flush()
+def _compile(request: dict[str, Any], errors: list[str]) -> None:
+    """Appends the error, or an empty text."""
+    try:
+        matcher, error = make_matcher(request["rule"], byte_tokenizer(request["special"]))
+        if error is None:
+            matcher.compute_bitmask()
+            error = f"no text follows it ({error_text(matcher)})" if matcher.is_error() else ""
+        errors.append(error)
+    except MemoryError:
+        os.abort()  # as llguidance does

@@ -10,14 +10,13 @@ import datetime
 import functools
 import json
 import marshal
-import signal
-import sys
 from typing import Any
 
 import jinja2
 from jinja2 import ext, nodes, parser, sandbox
 
-from puna.templates.limits import GENERATION_END, GENERATION_START, MEMORY, SECONDS, SIZE, WALL_SECONDS, limit_memory
+from puna.processes import serve_requests
+from puna.templates.limits import GENERATION_END, GENERATION_START, MEMORY, SECONDS, WALL_SECONDS
 
 _MAX_REASON = 1000
 """Maximum length of an error message, in characters: a template chooses its text."""
@@ -25,22 +24,7 @@ _MAX_REASON = 1000
 
 def serve() -> None:
     """Answers requests on standard input until it is closed."""
-    for number in (signal.SIGALRM, signal.SIGPROF):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGALRM, signal.SIGPROF))
-    limit_memory(MEMORY)
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    while size := requests.read(SIZE.size):
-        request = requests.read(*SIZE.unpack(size))
-        # Their signals end the process, also inside one long C call.
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
-        answer = _answer(request)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        answers.write(SIZE.pack(len(answer)))
-        answers.write(answer)
-        answers.flush()
+    serve_requests(_answer, SECONDS, WALL_SECONDS, MEMORY)
 
 
 def _answer(request: bytes) -> bytes:
