@@ -117,7 +117,9 @@ check: $(VENV)/.puna $(VENV)/.dev
 # AVX-512, and the bits of a batch's results in all schedules.
 kernels: $(VENV)/.build
 	$(call build,native,$(RELEASE),$(PROGRAMS))
-	for program in $(PROGRAMS); do build/native/$$program || exit 1; done
+	build/native/schedules
+	build/native/kernels
+	$(if $(filter kernels_emulated,$(PROGRAMS)),build/native/kernels_emulated quick)
 
 # The same programs for 64-bit Arm, cross-compiled with Debian's g++-aarch64-linux-gnu and run by its qemu-user. -O2:
 # g++ needs four times as long for the kernels with -O3.
@@ -216,8 +218,8 @@ $(VENV)/.dev: $(VENV)/.venv requirements-dev.txt constraints.txt
 	$(INSTALL) --no-deps llama-models mistral-common
 	touch $@
 
-.oracles/%/.done: tests/oracles/%.txt
+.oracles/%/.done: tests/oracles/%.txt $(VENV)/.venv
 	@echo "Installing transformers $* for comparisons (about a minute) ..."
-	$(PYTHON) -m venv .oracles/$*
-	.oracles/$*/bin/pip --disable-pip-version-check --quiet install --no-compile --requirement $<
+	$(PYTHON) -m venv --without-pip .oracles/$*
+	$(PIP) --python .oracles/$* install --no-compile --no-deps --requirement $<
 	touch $@

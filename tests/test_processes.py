@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from puna.processes import WorkerError, WorkerPool
+from puna.processes.pool import WorkerError, WorkerPool
 
 PROGRAM = """
 import os, time
-from puna.processes import serve_requests
+from puna.processes.serving import serve_requests
 
 kept = []
 

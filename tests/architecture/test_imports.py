@@ -123,7 +123,7 @@ def test_only_hub_uses_the_network():
 
 
 def test_only_native_reads_the_environment():
-    """`processes.py` passes a part of the environment, without secrets, to the processes that it starts."""
+    """`processes/` passes a part of the environment, without secrets, to the processes that it starts."""
     for path in modules():
         if package_of(path) in ("native", "processes"):
             continue

@@ -212,6 +212,7 @@ def test_a_tied_head_shares_the_blocks_and_stays_tied(model: LlamaForCausalLM) -
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by PyTorch's own tracer
 @torch.no_grad()
 def test_a_packed_model_is_one_graph(model: LlamaForCausalLM) -> None:
+    model.model.layers = model.model.layers[:1]  # a graph needs time for each layer
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     assert distance(compiled(IDS).logits, model(IDS).logits) <= 1e-6

@@ -16,8 +16,9 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer, processes
+from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
 from puna.errors import ChatTemplateError, TokenizerError
+from puna.processes import pool
 from puna.templates import process
 from puna.tokenizer.chat import render_chat
 from puna.tokenizer.chat.templates import DEFAULT_SYSTEM_PROMPT, LLAMA_3
@@ -232,8 +233,8 @@ def test_a_template_that_python_cannot_compile_raises_an_error(fast, template):
 def quick_limit(monkeypatch):
     """The processes that render templates have 0.3 s instead of 1.5 s."""
     change = "\nfrom puna.templates import worker; worker.SECONDS = 0.3\nserve()"
-    monkeypatch.setattr(processes, "_PROGRAM", processes._PROGRAM.replace("\nserve()", change))
-    monkeypatch.setattr(process, "POOL", processes.WorkerPool("puna.templates.worker"))
+    monkeypatch.setattr(pool, "_PROGRAM", pool._PROGRAM.replace("\nserve()", change))
+    monkeypatch.setattr(process, "POOL", pool.WorkerPool("puna.templates.worker"))
     yield
     process.POOL.close()
 
@@ -327,7 +328,7 @@ def test_a_process_that_was_killed_is_replaced():
 
 
 def test_an_interrupted_rendering_leaves_no_process(monkeypatch):
-    worker = processes.Worker("puna.templates.worker")
+    worker = pool.Worker("puna.templates.worker")
     monkeypatch.setattr(process.POOL, "_idle", [worker])
 
     class InterruptedPipe:

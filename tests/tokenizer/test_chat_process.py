@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from puna.errors import ChatTemplateError
-from puna.processes import SIZE, Worker, WorkerPool
+from puna.processes.pool import Worker, WorkerPool
+from puna.processes.serving import SIZE
 from puna.templates import process
 from puna.templates.limits import SECONDS
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from puna.errors import BackendError, RuleError
 from puna.grammars.keywords import with_keyword
-from puna.processes import WorkerError, WorkerPool
+from puna.processes.pool import WorkerError, WorkerPool
 
 POOL = WorkerPool("puna.grammars.worker")
 

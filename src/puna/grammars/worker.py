@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 from puna.grammars.library import byte_tokenizer, error_text, make_matcher
-from puna.processes import serve_requests
+from puna.processes.serving import serve_requests
 
 SECONDS = 2.0
 """Maximum processor time of one grammar."""

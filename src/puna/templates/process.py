@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from puna.errors import ChatTemplateError, show_bytes
-from puna.processes import TIME_SIGNALS, WorkerError, WorkerPool
+from puna.processes.pool import WorkerError, WorkerPool
+from puna.processes.serving import TIME_SIGNALS
 from puna.templates.limits import MEMORY, SECONDS
 
 _MAX_REQUEST = 12 * 10**6

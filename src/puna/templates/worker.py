@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from jinja2 import ext, nodes, parser, sandbox
 
-from puna.processes import serve_requests
+from puna.processes.serving import serve_requests
 from puna.templates.limits import GENERATION_END, GENERATION_START, MEMORY, SECONDS, WALL_SECONDS
 
 _MAX_REASON = 1000
