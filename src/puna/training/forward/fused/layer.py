@@ -13,8 +13,10 @@ from torch import Tensor
 
 from puna.model.llama import LlamaDecoderLayer
 from puna.training.forward.fused.attention import Attention
+from puna.training.forward.fused.block import Block, block_bytes
 from puna.training.forward.fused.operations import Operations, normed_rows
-from puna.training.forward.fused.projection import Change, Kept, Projection, Tensors, master_of
+from puna.training.forward.fused.products import product_dtype, writes_products
+from puna.training.forward.fused.projection import Kept, Projection, Tensors, master_of
 from puna.training.methods.base import Trainable
 
 
@@ -63,11 +65,13 @@ class FusedLayer:
         self._down = projection("mlp", "down_proj")
         self._names = (f"{prefix}.input_layernorm.weight", f"{prefix}.post_attention_layernorm.weight")
         self._norms = (layer.input_layernorm, layer.post_attention_layernorm)
+        self._heads = (trainable.model.config.num_attention_heads, trainable.model.config.head_dim)
 
-    def __call__(self, x: Tensor, current: Pass, output: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, current: Pass, block: Block, output: Tensor | None = None) -> Tensor:
         """Returns the output of the layer for x, (T, D), with its gradient function.
 
         Args:
+            block: memory for what the layer keeps.
             output: the output, if another implementation has computed it; the gradients are then those of this one.
         """
         tensors = dict(
@@ -76,18 +80,29 @@ class FusedLayer:
         for name, norm in zip(self._names, self._norms, strict=True):
             if norm.weight.requires_grad:
                 tensors[name] = master_of(self.trainable, name, norm.weight)
-        out: Tensor = _Function.apply(x, self, current, output, tuple(tensors), *tensors.values())  # type: ignore[no-untyped-call]
+        out: Tensor = _Function.apply(x, self, current, block, output, tuple(tensors), *tensors.values())  # type: ignore[no-untyped-call]
         return out
 
-    def forward(self, x: Tensor, current: Pass, tensors: Tensors) -> tuple[Tensor, list[Tensor], list[Kept]]:
+    def kept_bytes(self, tokens: int) -> int:
+        """Returns the bytes of a block for the output of the layer, and for the activations that `backward` needs."""
+        if not writes_products(product_dtype(self.dtype)):
+            return 0
+        projections = (self._qkv, self._o, self._gate_up, self._down)
+        attention = block_bytes((tokens, self._heads[0] * self._heads[1]), self.dtype)
+        sums = block_bytes((tokens, self._heads[0]), torch.float32)
+        return sum(projection.kept_bytes(tokens, self.dtype) for projection in projections) + attention + sums
+
+    def forward(
+        self, x: Tensor, current: Pass, tensors: Tensors, block: Block
+    ) -> tuple[Tensor, list[Tensor], list[Kept]]:
         """Returns the output, the activations that `backward` needs besides x, and those of the projections."""
-        qkv, kept_qkv = self._qkv.forward(self._normed(x, 0, current), tensors)
+        qkv, kept_qkv = self._qkv.forward(self._normed(x, 0, current), tensors, block)
         self._rotate(qkv, current, 1)
-        attention, lse = current.attention.forward(qkv)
-        out, kept_o = self._o.forward(attention, tensors)
+        attention, lse = (block.keep(part, part.dtype) for part in current.attention.forward(qkv))
+        out, kept_o = self._o.forward(attention, tensors, block)
         middle = out.add_(x)
-        gate_up, kept_gate_up = self._gate_up.forward(self._normed(middle, 1, current), tensors)
-        out, kept_down = self._down.forward(current.operations.gated(gate_up), tensors)
+        gate_up, kept_gate_up = self._gate_up.forward(self._normed(middle, 1, current), tensors, block)
+        out, kept_down = self._down.forward(current.operations.gated(gate_up), tensors, block)
         return out.add_(middle), [qkv, attention, lse, middle, gate_up], [kept_qkv, kept_o, kept_gate_up, kept_down]
 
     def backward(
@@ -142,6 +157,7 @@ class _Function(torch.autograd.Function):
         x: Tensor,
         layer: FusedLayer,
         current: Pass,
+        block: Block,
         output: Tensor | None,
         names: tuple[str, ...],
         *values: Tensor,
@@ -151,13 +167,13 @@ class _Function(torch.autograd.Function):
         if output is not None:
             ctx.save_for_backward(x, *values)
             return output.detach()
+        tensors = dict(zip(names, values, strict=True))
         with layer.trainable.dropping(current.seeds, current.lengths):
-            out, saved, kept = layer.forward(x, current, dict(zip(names, values, strict=True)))
+            out, saved, kept = layer.forward(x, current, tensors, block)
         if current.checkpointing:
             ctx.save_for_backward(x, *values)
             return out
         ctx.ranks = [(len(item.inner), item.unscaled is not None) for item in kept]
-        ctx.changes = [item.changes for item in kept]
         flat = [tensor for item in kept for tensor in (*item.inner, item.unscaled) if tensor is not None]
         ctx.save_for_backward(x, *values, *saved, *flat)
         return out
@@ -170,18 +186,18 @@ class _Function(torch.autograd.Function):
         tensors = dict(zip(names, values, strict=True))
         with torch.no_grad(), layer.trainable.dropping(current.seeds, current.lengths):
             if ctx.recomputed:
-                _, saved, kept = layer.forward(x, current, tensors)
+                _, saved, kept = layer.forward(x, current, tensors, Block())
             else:
-                saved, kept = rest[:5], _restored(rest[5:], ctx.ranks, ctx.changes)
+                saved, kept = rest[:5], _restored(rest[5:], ctx.ranks)
             g = gradients[0].contiguous()
             gx, result = layer.backward(g, x, saved, kept, current, tensors, not ctx.needs_input_grad[0])
         typed = (result[name].to(value.dtype) for name, value in tensors.items())
-        return (gx, None, None, None, None, *typed)
+        return (gx, None, None, None, None, None, *typed)
 
 
-def _restored(flat: list[Tensor], ranks: list[tuple[int, bool]], changes: list[list[Change]]) -> list[Kept]:
+def _restored(flat: list[Tensor], ranks: list[tuple[int, bool]]) -> list[Kept]:
     tensors, result = iter(flat), []
-    for (count, scaled), own in zip(ranks, changes, strict=True):
+    for count, scaled in ranks:
         inner = [next(tensors) for _ in range(count)]
-        result.append(Kept(inner, next(tensors) if scaled else None, own))
+        result.append(Kept(inner, next(tensors) if scaled else None))
     return result

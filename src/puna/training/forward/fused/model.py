@@ -19,6 +19,7 @@ from puna.model.rope import angles
 from puna.native import training as native
 from puna.training.batch import Batch
 from puna.training.forward.fused.attention import Attention, attention_for
+from puna.training.forward.fused.block import Blocks
 from puna.training.forward.fused.frozen import ActivationCache, lowest_trained
 from puna.training.forward.fused.head import cross_entropy
 from puna.training.forward.fused.layer import FusedLayer, Pass
@@ -60,6 +61,7 @@ class FusedForward:
         self._dtype = model.dtype
         self._operations = operations_for(self._dtype)
         self._packed_head: Tensor | None = None
+        self._blocks = Blocks()
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._layers = [
             FusedLayer(trainable, name, module, self._dtype)
@@ -104,8 +106,11 @@ class FusedForward:
         cos, sin = (part[0, 0] for part in angles(positions(lengths)[None], rotary.inv_freq, rotary.scaling))
         attention = self._attention(lengths)
         current = Pass(attention, self._operations, cos, sin, seeds, lengths, self._checkpointing)
-        for index, layer in enumerate(layers):
-            x = layer(x, current, None if outputs is None else nn.functional.pad(outputs[index], padding))
+        keeps = torch.is_grad_enabled() and outputs is None and not self._checkpointing
+        trained = self._layers[self._lowest :] if keeps else []
+        sizes = [layer.kept_bytes(len(x)) if layer in trained else 0 for layer in layers]
+        for index, (layer, block) in enumerate(zip(layers, self._blocks.take(sizes), strict=True)):
+            x = layer(x, current, block, None if outputs is None else nn.functional.pad(outputs[index], padding))
         return x[:tokens]
 
     def _entering(self, batch: Batch, cache: ActivationCache) -> Tensor:

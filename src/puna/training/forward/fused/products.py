@@ -56,16 +56,24 @@ def note_of_products(dtype: torch.dtype) -> str:
     return "; products in float32, which this processor multiplies faster (values are stored in bfloat16)"
 
 
-def product(x: Tensor, w: Tensor) -> Tensor:
+def writes_products(dtype: torch.dtype) -> bool:
+    """Returns whether `product` writes results of a type where it is told to."""
+    return not _ONEDNN or dtype != torch.float32
+
+
+def product(x: Tensor, w: Tensor, out: Tensor | None = None) -> Tensor:
     """Returns x w', (T, O), of x (T, I) and w (O, I), either of which may be a transposed view.
 
     `torch.mm` calls MKL in float32, which does not use AVX-512 on processors of AMD: 210 instead of 480 Gflop/s. oneDNN
     in turn needs a thousand times as long for columns of a larger matrix. With AVX2 alone, MKL is faster: 140 instead
     of 110 Gflop/s (Zen 3).
+
+    Args:
+        out: where the result is written, if `writes_products`.
     """
     if _ONEDNN and x.dtype == torch.float32 and _is_whole(x) and _is_whole(w):
         return _linear_of_onednn(x, w)
-    return torch.mm(x, w.t())
+    return torch.mm(x, w.t()) if out is None else torch.mm(x, w.t(), out=out)
 
 
 def add_product(y: Tensor, x: Tensor, w: Tensor) -> Tensor:

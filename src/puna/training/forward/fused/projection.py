@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from puna.training.forward.fused.block import Block, block_bytes
 from puna.training.forward.fused.matrices import matrix_of
 from puna.training.forward.fused.products import add_product, product, product_dtype, weight_gradient
 from puna.training.methods.attach import row_factors
@@ -39,12 +40,10 @@ class Kept:
     Attributes:
         inner: the results of each `a`, (T, R).
         unscaled: the outputs before they are scaled, in the type of the activations.
-        changes: the low-rank changes, in the type of the products.
     """
 
     inner: list[Tensor] = field(default_factory=list)
     unscaled: Tensor | None = None
-    changes: list[Change] = field(default_factory=list)
 
 
 class Projection:
@@ -84,26 +83,40 @@ class Projection:
             if layer.weight.requires_grad:
                 yield name, master_of(self._trainable, name, layer.weight)
 
-    def forward(self, x: Tensor, tensors: Tensors) -> tuple[Tensor, Kept]:
-        """Returns the outputs, (T, O), of x, (T, I), and what `backward` needs besides x."""
+    def kept_bytes(self, tokens: int, dtype: torch.dtype) -> int:
+        """Returns the bytes in a block of the outputs, in a type, and of what `forward` keeps."""
+        outputs = (tokens, sum(rows.stop - rows.start for rows in self._rows.values()))
+        changes = [self._trainable.low_rank[name] for name in self._rows if name in self._trainable.low_rank]
+        scaled = any(change.magnitude is not None for change in changes) or any(
+            name in self._trainable.scalings and self._trainable.scalings[name].side == "outputs" for name in self._rows
+        )
+        inner = sum(block_bytes((tokens, len(change.a)), self._dtype) for change in changes)
+        return block_bytes(outputs, dtype) * (2 if scaled else 1) + inner
+
+    def forward(self, x: Tensor, tensors: Tensors, block: Block) -> tuple[Tensor, Kept]:
+        """Returns the outputs, (T, O), of x, (T, I), and what `backward` needs besides x, in the block."""
         kept, factors, dtype = Kept(), self._input_factors(tensors), x.dtype
         x = (x if factors is None else x * factors).to(self._dtype)
-        y = product(x, self._matrix.value())
+        matrix = self._matrix.value()
+        y = product(x, matrix, block.empty((len(x), len(matrix)), dtype) if self._dtype == dtype else None)
+        del matrix
         if self._bias is not None:
             y += self._bias
-        changes = kept.changes = self._changes(tensors)
+        changes = self._changes(tensors)
         masks = self._masks(x, changes)
         if changes and all(mask is None for mask in masks):
             inner = product(x, _joined([change.a for change in changes]))  # (T, R of all)
+            inner = block.keep(inner, inner.dtype)
             kept.inner = list(torch.split(inner, [len(change.a) for change in changes], dim=1))
         else:
-            kept.inner = [product(_masked(x, mask), change.a) for mask, change in zip(masks, changes, strict=True)]
+            for mask, change in zip(masks, changes, strict=True):
+                kept.inner.append(block.keep(product(_masked(x, mask), change.a), self._dtype))
         for change, inner in zip(changes, kept.inner, strict=True):
             add_product(y[:, change.rows], inner, change.b)
         scales = self._output_factors(tensors)
         if scales is not None:
-            kept.unscaled, y = y.to(dtype), (y * scales).to(y.dtype)
-        return y.to(dtype), kept
+            kept.unscaled, y = block.keep(y, dtype), (y * scales).to(y.dtype)
+        return block.keep(y, dtype), kept
 
     def backward(
         self, g: Tensor, x: Tensor, kept: Kept, tensors: Tensors, gradients: dict[str, Tensor], propagate: bool
@@ -121,7 +134,7 @@ class Projection:
             g = (g * scales).to(g.dtype)
         scaled = (x if factors is None else x * factors).to(self._dtype)
         gx = product(g, self._matrix.value().t()) if propagate or factors is not None else torch.zeros_like(scaled)
-        self._changes_backward(g, scaled, gx, kept, gradients)
+        self._changes_backward(g, scaled, gx, kept, self._changes(tensors), gradients)
         if any(name in tensors for name in self._rows):
             whole = weight_gradient(g, scaled)  # (O, I)
             gradients.update((name, whole[rows]) for name, rows in self._rows.items() if name in tensors)
@@ -131,9 +144,10 @@ class Projection:
             gx = (gx * factors).to(gx.dtype)
         return gx.to(dtype)
 
-    def _changes_backward(self, g: Tensor, x: Tensor, gx: Tensor, kept: Kept, gradients: dict[str, Tensor]) -> None:
+    def _changes_backward(
+        self, g: Tensor, x: Tensor, gx: Tensor, kept: Kept, changes: list[Change], gradients: dict[str, Tensor]
+    ) -> None:
         """Adds the part of the low-rank changes to gx, the gradient of x; R times O or I numbers, never I times O."""
-        changes = kept.changes
         masks = self._masks(x, changes)
         inner = [product(g[:, change.rows], change.b.t()) for change in changes]  # (T, R) each
         for change, forward in zip(changes, kept.inner, strict=True):
