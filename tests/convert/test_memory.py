@@ -116,9 +116,7 @@ def test_the_memory_of_a_merge_is_bounded(source: str, target: str, folders: dic
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a model of which nearly all weights are those of a large vocabulary.
-
-    """
+    """The folder of a model of which nearly all weights are those of a large vocabulary."""
     folder = tmp_path_factory.mktemp("models") / "wide"
     return write_random_model(folder, vocab_size=WIDE, intermediate_size=256, num_hidden_layers=1)
 
@@ -133,8 +131,9 @@ def test_the_plan_includes_the_memory_for_running_the_models(
 ) -> None:
     """The planned memory covers a forward pass with a large vocabulary, and is less than twice the peak.
 
-    The plan without its memory for the tokenizer covers it too, because this tokenizer is small. The weights (in bfloat16 or in q8_0) and the logits are
-    all larger than the difference from the peak: the test fails if the plan omits one of them.
+    The plan without its memory for the tokenizer covers it too, because this tokenizer is small. The weights (in
+    bfloat16 or in q8_0) and the logits are all larger than the difference from the peak: the test fails if the plan
+    omits one of them.
     """
     if "calibrate" in options:
         (tmp_path / "text.txt").write_text("The llama lives in the high grassland. " * 30)
