@@ -1,7 +1,8 @@
-"""Compares `puna serve` with llama.cpp's `llama-server` under load, over HTTP, with the same model file.
+"""Compares `puna serve` with other servers under load, over HTTP.
 
-    python benchmarks/load.py {shared,one,adapters,arrival} --llama-server PATH [--model PATH] [--repeat 5]
-    python benchmarks/load.py overhead [--model PATH] [--repeat 5]
+    python benchmarks/load.py {shared,one,adapters,arrival} ... --model FILE [--repeat 5] [--llama-server PATH]
+        [--vllm PATH --vllm-models FOLDER ...] [--openvino PATH --openvino-model FOLDER]
+    python benchmarks/load.py overhead --model FILE [--repeat 5]
 
 shared    16 clients with the same system prompt of about 512 tokens, which is new in each round
 one       one client whose prompt of about 512 tokens is new in each round
@@ -10,126 +11,31 @@ arrival   time between the tokens of 8 streams while a prompt of about 4,000 tok
 overhead  64 streams over HTTP, compared with the same streams of `AsyncLLM` in one process
 
 All servers run for the whole benchmark and take turns in each round; those that do not work are stopped by SIGSTOP. The
-client and the server share the machine's cores. Results are medians of the rounds.
+client and the server share the machine's cores. Results are medians of the rounds; a server that needed more than 15 s
+in the first round, which is not counted, takes part in at most 3 rounds. `peers/servers.py` has the commands of the
+servers: llama.cpp reads the same file as puna, vLLM a Hugging Face folder that `puna convert` wrote, and OpenVINO an
+exported folder. Only puna and llama.cpp are started with adapters.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import random
-import signal
-import socket
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from itertools import pairwise, product
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import pairwise
 
 import numpy as np
+from peers.client import Answer, ask, chat, text
+from peers.servers import Server, start_puna, start_servers
 
 from puna import AsyncLLM
-from puna.adapters.adapter import Adapter, LowRank
-from puna.adapters.saving import save_adapter
-from puna.checkpoint import open_checkpoint
 
-CONTEXT, SLOTS = 16384, 16
 TOKENS = 64
-WORDS = [
-    "river",
-    "stone",
-    "market",
-    "garden",
-    "letter",
-    "bread",
-    "mountain",
-    "village",
-    "lantern",
-    "forest",
-    "music",
-    "paper",
-]
-
-
-@dataclass
-class Answer:
-    """A streamed answer: when it was requested, when each piece of text arrived, and its number of tokens."""
-
-    sent: float
-    arrivals: list[float] = field(default_factory=list)
-    tokens: int = 0
-    cached: int = 0
-
-    @property
-    def first(self) -> float:
-        """Seconds to the first token."""
-        return self.arrivals[0] - self.sent
-
-
-@dataclass
-class Server:
-    """A running server; `adapters` are the fields that select each adapter in a request."""
-
-    name: str
-    port: int
-    process: subprocess.Popen[bytes]
-    adapters: list[dict[str, Any]]
-
-    def resume(self) -> None:
-        """Lets the server run."""
-        self.process.send_signal(signal.SIGCONT)
-
-    def stop(self) -> None:
-        """Stops the server's process until `resume`."""
-        self.process.send_signal(signal.SIGSTOP)
-
-
-def text(words: int, seed: int) -> str:
-    """Returns random words, about one token each."""
-    source = random.Random(seed)
-    return " ".join(source.choice(WORDS) for _ in range(words))
-
-
-async def ask(port: int, messages: Sequence[dict[str, str]], tokens: int, fields: dict[str, Any]) -> Answer:
-    """Requests a streamed chat completion; returns when it has ended."""
-    body = json.dumps(
-        {
-            "model": "base", "messages": messages, "max_tokens": tokens, "temperature": 0, "ignore_eos": True,
-            "stream": True, "stream_options": {"include_usage": True}, **fields,
-        }
-    ).encode()  # fmt: skip
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
-    answer = Answer(time.perf_counter())
-    writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
-    status = await reader.readline()
-    if b" 200 " not in status:
-        raise RuntimeError(f"{status!r} {await reader.read(2000)!r}")
-    async for line in reader:
-        if line.startswith(b"data: {"):
-            event = json.loads(line[6:])
-            if event.get("usage"):
-                answer.tokens = event["usage"]["completion_tokens"]
-                answer.cached = (event["usage"].get("prompt_tokens_details") or {}).get("cached_tokens", 0)
-            if event["choices"] and event["choices"][0]["delta"].get("content"):
-                answer.arrivals.append(time.perf_counter())
-    writer.close()
-    assert answer.tokens == tokens, answer
-    return answer
-
-
-def chat(system: str, user: str) -> list[dict[str, str]]:
-    """Returns a conversation with a system prompt and a question."""
-    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+SLOW, SLOW_REPEAT = 15, 3
 
 
 async def together(server: Server, clients: int, system: str, seed: int) -> tuple[float, float]:
@@ -179,116 +85,53 @@ def run(work: str, server: Server, seed: int) -> tuple[float, float]:
     return asyncio.run(one(server, seed) if work == "one" else arrival(server, seed))
 
 
-def free_port() -> int:
-    """Returns a port that is free now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-@contextmanager
-def started(name: str, command: list[str], port: int, adapters: list[dict[str, Any]]) -> Iterator[Server]:
-    """Starts a server and waits until it is ready; ends it afterwards."""
-    health = "health/ready" if name == "puna" else "health"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/{health}", timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None, f"{command} has ended"
-                time.sleep(0.1)
-        yield Server(name, port, process, adapters or [{}])
-    finally:
-        process.send_signal(signal.SIGCONT)
-        process.kill()
-        process.wait()
-
-
-def make_adapters(model: str, folder: Path, count: int) -> list[Path]:
-    """Writes LoRA adapters with random values, rank 16, for all matrices of the layers, as GGUF files."""
-    checkpoint = open_checkpoint(model)
-    paths = []
-    for number in range(count):
-        source = np.random.default_rng(number)
-        changes = {
-            name: LowRank(
-                source.normal(0, 0.02, (16, weight.shape[1])).astype(np.float32),
-                source.normal(0, 0.002, (weight.shape[0], 16)).astype(np.float32),
-                2.0,
-            )
-            for name, weight in checkpoint.tensors.items()
-            if name.startswith("model.layers.") and len(weight.shape) == 2
-        }
-        paths.append(folder / f"adapter{number}.gguf")
-        save_adapter(Adapter(paths[-1], "lora", checkpoint.config, low_rank=changes), paths[-1])
-    return paths
-
-
-def servers(stack: ExitStack, arguments: argparse.Namespace) -> list[Server]:
-    """Starts the servers, with adapters if the workload needs them."""
-    work, model, llama_server, threads = arguments.work, arguments.model, arguments.llama_server, arguments.threads
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    paths = make_adapters(model, folder, 4) if work == "adapters" else []
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "puna",
-        "serve",
-        model,
-        "--name",
-        "base",
-        "--port",
-        str(port),
-        "--threads",
-        str(threads),
-    ]
-    command += [part for path in paths for part in ("--adapter", f"{path.stem}={path}")]
-    ours = stack.enter_context(started("puna", command, port, [{"model": path.stem} for path in paths]))
-    result = [ours]
-    for flash, cache in product(arguments.flash, arguments.cache):
-        port = free_port()
-        command = [
-            llama_server, "-m", model, "--port", str(port), "-t", str(threads), "-np", str(SLOTS), "-fa", flash,
-            "-c", str(CONTEXT if cache == "unified" else CONTEXT * SLOTS // 2), "--no-webui",
-            "--kv-unified" if cache == "unified" else "--no-kv-unified",
-        ]  # fmt: skip
-        command += [part for path in paths for part in ("--lora", str(path))]
-        choices = [
-            {"lora": [{"id": other, "scale": float(other == number)} for other in range(len(paths))]}
-            for number in range(len(paths))
-        ]
-        result.append(
-            stack.enter_context(started(f"llama-server, flash {flash}, {cache} cache", command, port, choices))
-        )
-        result[-1].stop()
-    ours.stop()
+def take_turn(server: Server, work: str, seed: int) -> tuple[float, float]:
+    """Runs one round of a workload while only this server runs."""
+    server.resume()
+    result = run(work, server, seed)
+    server.stop()
     return result
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Prints the medians of both servers and their ratios."""
-    results: dict[str, list[tuple[float, float]]] = {}
+    """Prints the medians of all servers for each workload."""
     with ExitStack() as stack:
-        every = servers(stack, arguments)
-        for seed in range(arguments.repeat + 1):  # the first round is not counted
-            for server in every:
-                server.resume()
-                result = run(arguments.work, server, seed)
-                server.stop()
+        servers = start_servers(stack, arguments)
+        for work in arguments.work:
+            report(work, measure(servers, work, arguments))
+
+
+def measure(
+    servers: Sequence[Server], work: str, arguments: argparse.Namespace
+) -> dict[str, list[tuple[float, float]]]:
+    """Returns the results of the rounds of each server."""
+    repeats = {}
+    for server in servers:
+        began = time.perf_counter()
+        take_turn(server, work, 0)
+        slow = time.perf_counter() - began > SLOW
+        repeats[server.name] = min(SLOW_REPEAT, arguments.repeat) if slow else arguments.repeat
+    results: dict[str, list[tuple[float, float]]] = {server.name: [] for server in servers}
+    for seed in range(1, arguments.repeat + 1):
+        if arguments.wait:
+            input(f"{work}: press Enter for round {seed}\n")
+        for server in servers:
+            if seed <= repeats[server.name]:
+                results[server.name].append(take_turn(server, work, seed))
                 if arguments.verbose:
-                    print(seed, server.name, *result, flush=True)
-                if seed:
-                    results.setdefault(server.name, []).append(result)
-    first, second = ("p99 between tokens, ms", 1e3) if arguments.work == "arrival" else ("tokens/s", 1.0)
+                    print(seed, server.name, *results[server.name][-1], flush=True)
+    return results
+
+
+def report(work: str, results: dict[str, list[tuple[float, float]]]) -> None:
+    """Prints the medians and the rounds of each server."""
+    first, second = ("p99 between tokens, ms", 1e3) if work == "arrival" else ("tokens/s", 1.0)
     for name, rounds in results.items():
         values, firsts = zip(*rounds, strict=True)
         print(
-            f"{name:42} {first} {statistics.median(values) * second:8.1f}  first token, ms "
-            f"{statistics.median(firsts) * 1e3:8.1f}   {[round(value * second, 1) for value in values]}"
+            f"{work:8} {name:42} {first} {statistics.median(values) * second:8.1f}  first token, ms "
+            f"{statistics.median(firsts) * 1e3:8.1f}   {[round(value * second, 1) for value in values]}",
+            flush=True,
         )
 
 
@@ -315,7 +158,7 @@ async def stream_over_http(port: int, prompts: Sequence[str]) -> float:
 def overhead(arguments: argparse.Namespace) -> None:
     """Prints the speed of 64 streams over HTTP and in one process, in turns."""
 
-    async def measure(server: Server) -> tuple[list[float], list[float]]:
+    async def alternate(server: Server) -> tuple[list[float], list[float]]:
         inside, over = [], []
         async with AsyncLLM(arguments.model, threads=arguments.threads) as llm:
             for seed in range(arguments.repeat + 1):
@@ -326,23 +169,8 @@ def overhead(arguments: argparse.Namespace) -> None:
                 server.stop()
         return inside[1:], over[1:]
 
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "puna",
-        "serve",
-        arguments.model,
-        "--name",
-        "base",
-        "--port",
-        str(port),
-        "--log",
-        "off",
-    ]
-    with started("puna", [*command, "--threads", str(arguments.threads)], port, []) as server:
-        server.stop()
-        inside, over = asyncio.run(measure(server))
+    with start_puna(arguments, [], "--log", "off") as server:
+        inside, over = asyncio.run(alternate(server))
     ratios = [b / a for a, b in zip(inside, over, strict=True)]
     print(f"in process {statistics.median(inside):.0f} tokens/s, over HTTP {statistics.median(over):.0f} tokens/s")
     print(
@@ -353,16 +181,22 @@ def overhead(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Reads the arguments and runs a workload."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=["shared", "one", "adapters", "arrival", "overhead"])
-    parser.add_argument("--llama-server", default="llama-server")
+    parser.add_argument("work", nargs="+", choices=["shared", "one", "adapters", "arrival", "overhead"])
+    parser.add_argument("--llama-server", help="path of llama-server")
     parser.add_argument("--flash", nargs="+", default=["off", "on"], help="settings of llama-server's --flash-attn")
     parser.add_argument("--cache", nargs="+", default=["unified", "separate"], help="llama-server's cache of slots")
+    parser.add_argument("--vllm", help="path of the command vllm in its environment")
+    parser.add_argument("--vllm-models", nargs="+", default=[], help="Hugging Face folders; each gets a server")
+    parser.add_argument("--vllm-options", nargs="+", default=[], help="more options of `vllm serve`, without --: eager")
+    parser.add_argument("--openvino", help="path of Python in OpenVINO's environment")
+    parser.add_argument("--openvino-model", help="the exported folder (peers/serve_openvino_genai.py)")
     parser.add_argument("--model", required=True)
+    parser.add_argument("--wait", action="store_true", help="wait for a line of input before each round")
     parser.add_argument("--verbose", action="store_true", help="print every round")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    (overhead if arguments.work == "overhead" else compare)(arguments)
+    (overhead if arguments.work == ["overhead"] else compare)(arguments)
 
 
 if __name__ == "__main__":
