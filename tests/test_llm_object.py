@@ -151,7 +151,22 @@ def test_options_are_in_the_signature(method):
     [
         ({"max_tokens": "all"}, "max_tokens is 'all'"),
         ({"max_tokens": 1.5}, "max_tokens is 1.5"),
-        ({"max_tokens": 10**5000}, "max_tokens is a whole number of more than 80 digits"),
+        (
+            {"max_tokens": 10**30},
+            rf"max_tokens \({10**30}\) exceed the model's context of \d+ tokens; set max_tokens to \d+ or",
+        ),
+        (
+            {"max_tokens": 10**5000},
+            r"max_tokens \(a whole number of more than 80 digits\) exceed the model's context of \d+",
+        ),
+        (
+            {"min_tokens": 10**5000},
+            "min_tokens is a whole number of more than 80 digits, but max_tokens is [0-9]+; raise",
+        ),
+        (
+            {"priority": 2**63},
+            "priority is 9223372036854775808; it must be a whole number from -9223372036854775807 to 92",
+        ),
         ({"temperature": "hot"}, "temperature is 'hot'; it must be a finite number, 0 or more"),
         ({"temperature": 10**400}, "temperature is a whole number of .*; it must be a finite number"),
         ({"temperature": True}, "temperature is True"),

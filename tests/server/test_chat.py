@@ -51,6 +51,10 @@ def test_invalid_fields_are_errors_that_name_the_field(client, fields, param):
     assert response.json()["error"]["param"] == param
 
 
+def _limited(max_tokens: str) -> str:
+    return f'{{"model": "golden", "messages": [{{"role": "user", "content": "a"}}], "max_tokens": {max_tokens}}}'
+
+
 @pytest.mark.parametrize(
     ("body", "text"),
     [("null", "the body is null; it must be a JSON object"), ("true", "the body is true"),
@@ -58,7 +62,11 @@ def test_invalid_fields_are_errors_that_name_the_field(client, fields, param):
      ('{"model": [null]}', "model is [null]"),
      ('{"model": "golden", "messages": [null]}', "messages[0] is null"),
      ('{"model": "golden", "messages": [{"role": "user", "content": "a"}], "store": true}',
-      "store is true; this server supports only false")],
+      "store is true; this server supports only false"),
+     (_limited("1" + 30 * "0"),
+      f"max_tokens is {10**30}, which is outside the range of int64: {-2**63} to {2**63 - 1}"),
+     (_limited("1e30"), f"max_tokens is {int(1e30)}; it must be an integer from 1 to {2**63 - 1}"),
+     (_limited("0"), "max_tokens is 0; it must be an integer of at least 1")],
 )  # fmt: skip
 def test_errors_show_values_as_in_json(client, body, text):
     response = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})

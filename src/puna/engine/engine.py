@@ -82,7 +82,7 @@ class Engine:
         if prompt > limit:
             raise RequestError(f"{_listed(parts)} exceed the model's context of {limit} tokens; shorten the prompt")
         if prompt + request.max_tokens > limit:
-            parts.append(f"max_tokens ({request.max_tokens})")
+            parts.append(f"max_tokens ({show(request.max_tokens)})")
             raise RequestError(
                 f"{_listed(parts)} exceed the model's context of {limit} tokens; set max_tokens to "
                 f"{limit - prompt} or less"

@@ -67,7 +67,7 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise RequestError("the prompt has no tokens; give at least one (the bos token for an empty text)")
-        if not _is_int(self.max_tokens) or not 0 <= self.max_tokens < 2**63:
+        if not _is_int(self.max_tokens) or self.max_tokens < 0:
             raise RequestError(f"max_tokens is {show(self.max_tokens)}; it must be a whole number, 0 or more")
         assert 0 <= self.logits_from < len(self.prompt_ids)
         assert self.output == "tokens" or (self.max_tokens == 0 and not self.prompt_logits)
@@ -80,12 +80,15 @@ class Request:
         ):
             raise RequestError(f"salt is {show(self.salt)}; it must be a text of at most {MAX_SALT} valid characters")
         if not _is_int(self.priority) or abs(self.priority) >= 2**63:
-            raise RequestError(f"priority is {show(self.priority)}; it must be a whole number, the lowest first")
+            raise RequestError(
+                f"priority is {show(self.priority)}; it must be a whole number from {1 - 2**63} to "
+                f"{2**63 - 1}; requests with lower numbers run first"
+            )
         sampling, allowed = self.sampling, self.sampling.allowed_token_ids
         if sampling.min_tokens > self.max_tokens:
             raise RequestError(
-                f"min_tokens is {sampling.min_tokens}, but max_tokens is {self.max_tokens}; raise max_tokens or lower "
-                "min_tokens"
+                f"min_tokens is {show(sampling.min_tokens)}, but max_tokens is {show(self.max_tokens)}; raise "
+                "max_tokens or lower min_tokens"
             )
         if sampling.min_tokens > 0 and allowed is not None and self.end_ids.issuperset(allowed):
             raise RequestError(

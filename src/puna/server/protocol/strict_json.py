@@ -93,7 +93,9 @@ def _float(text: str) -> float | _Refused:
 
 def _integer(text: str) -> int | _Refused:
     if len(text) > 20 or not -_INT64_END <= int(text) < _INT64_END:
-        return _Refused(f"{text[:40]}, which is outside the range of int64", nearest_number(text))
+        return _Refused(
+            f"{text[:40]}, which is outside the range of int64: {-_INT64_END} to {_INT64_END - 1}", nearest_number(text)
+        )
     return int(text)
 
 

@@ -97,14 +97,20 @@ class Integer(Type):
 
     def read(self, path: str, value: Any, reader: Reader) -> int:
         """Returns the number as an int."""
-        low, high = _bound(self.low, reader.limits), _bound(self.high, reader.limits)
+        low, high = self._ends(reader.limits)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise invalid(path, value, self.words(reader.limits))
-        if not (_LOWEST if low is None else low) <= value <= (_HIGHEST if high is None else high):
+        if not _LOWEST <= value <= _HIGHEST:  # the words name no range if a field has none of its own
+            raise invalid(path, value, "an integer" + _range(low, high))
+        if not low <= value <= high:
             raise invalid(path, value, self.words(reader.limits))
         return value
+
+    def _ends(self, limits: Limits) -> tuple[int, int]:
+        low, high = _bound(self.low, limits), _bound(self.high, limits)
+        return _LOWEST if low is None else low, _HIGHEST if high is None else high
 
     def words(self, limits: Limits) -> str:
         """Returns "an integer" with its range."""
@@ -112,8 +118,7 @@ class Integer(Type):
 
     def schema(self, limits: Limits) -> dict[str, Any]:
         """Returns the JSON schema."""
-        low, high = _bound(self.low, limits), _bound(self.high, limits)
-        lowest, highest = _LOWEST if low is None else low, _HIGHEST if high is None else high
+        lowest, highest = self._ends(limits)
         return {"type": "integer", "minimum": lowest, "maximum": highest}
 
 
