@@ -17,6 +17,7 @@ from gguf import quants
 
 from puna.errors import CheckpointError, ModelNotFoundError
 from puna.formats.gguf import open_gguf
+from puna.formats.gguf_values import Cursor
 from puna.formats.gguf_writer import write_gguf
 
 U32, F32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9
@@ -297,6 +298,16 @@ def test_long_arrays_of_strings_are_read(tmp_path: Path, special: list[str], pos
     metadata = open_gguf(path).metadata
     assert metadata["many"] == values
     assert metadata["after"] == "the end"
+
+
+def test_long_strings_do_not_prevent_the_fast_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama 3 has a token of 128 spaces, which are 256 bytes, and merges of twice as many."""
+    monkeypatch.setattr(Cursor, "_ends", None)
+    for long in ("Ġ" * 128, "Ġ" * 128 + " " + "Ġ" * 128, "x" * 255, "x" * 65535):
+        values = [*(f"token {number}" for number in range(700)), long, *map(str, range(800))]
+        array = struct.pack("<IQ", STRING, len(values)) + b"".join(text(value) for value in values)
+        path = write(tmp_path / "m.gguf", build_file([key("many", ARRAY, array)], []))
+        assert open_gguf(path).metadata["many"] == values
 
 
 @pytest.mark.parametrize(

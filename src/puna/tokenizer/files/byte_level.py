@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import json
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,6 +39,9 @@ BYTE_TO_CHARACTER: dict[int, str] = {byte: chr(byte) for byte in _PRINTABLE} | {
 bytes of Latin-1 represent themselves; the other 68 bytes are the characters from U+0100 on, in order."""
 
 CHARACTER_TO_BYTE: dict[str, int] = {character: byte for byte, character in BYTE_TO_CHARACTER.items()}
+
+_TO_LATIN_1 = dict.fromkeys(_NOT_PRINTABLE, 0xFFFF) | {ord(char): byte for char, byte in CHARACTER_TO_BYTE.items()}
+"""Table for `str.translate`: a character of the alphabet becomes its byte, and others become characters beyond it."""
 
 
 @dataclass(frozen=True)
@@ -239,11 +243,14 @@ def write_tiktoken(vocab: Mapping[str, int], added: Mapping[int, str]) -> bytes 
     named = (0, 1, 6, 7, 9)  # BOS, EOS, the two header tokens and <|eot_id|>, which Meta's code uses by name
     if any(added[len(base) + index] != special[index] for index in named):
         return None
+    tokens = [base[rank] for rank in range(len(base))]
     try:
-        tokens = [bytes(CHARACTER_TO_BYTE[character] for character in base[rank]) for rank in range(len(base))]
-    except KeyError:
+        data = "".join(tokens).translate(_TO_LATIN_1).encode("latin-1")
+    except UnicodeEncodeError:
         return None
-    return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
+    spans = itertools.pairwise(itertools.accumulate(map(len, tokens), initial=0))
+    encoded = (binascii.b2a_base64(data[start:end], newline=False) for start, end in spans)
+    return b"".join(token + b" %d\n" % rank for rank, token in enumerate(encoded))
 
 
 def special_tokens() -> list[str]:
@@ -264,8 +271,10 @@ def _read_ranks(data: bytes, name: str) -> list[bytes]:
         if not fields:
             continue
         try:
-            token, rank = base64.b64decode(fields[0], validate=True), int(fields[1])
-        except (IndexError, ValueError, binascii.Error) as exc:
+            token, rank = binascii.a2b_base64(fields[0]), int(fields[1])
+            if binascii.b2a_base64(token, newline=False) != fields[0]:  # other characters may have been skipped
+                token = base64.b64decode(fields[0], validate=True)  # slower
+        except (IndexError, ValueError) as exc:  # binascii.Error is a ValueError
             raise TokenizerError(
                 f"{name}: line {number} is not a base64 token with its rank; download the file again"
             ) from exc
