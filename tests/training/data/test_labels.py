@@ -111,9 +111,52 @@ def test_columns_are_recognised_or_named(tokenizer, tmp_path, header, settings):
 
 
 @pytest.mark.parametrize(
+    ("header", "settings"),
+    [
+        ("message,kind", {}),
+        ("id,message,kind", {}),
+        ("id,v1,v2", {}),
+        ("sms,v2", {}),
+        ("n,v1,label", {}),
+        ("n,body,v2", {}),
+        ("n,x,v2", {"columns": {"label": "v2"}}),
+    ],
+)
+def test_columns_are_told_by_their_values_if_not_by_their_names(tokenizer, tmp_path, header, settings):
+    file, names = tmp_path / "data.csv", header.split(",")
+    numbers = ["{n}"] * (len(names) - 2)
+    line = ",".join([*numbers, '"the llama {n} lives, and",{label}'])
+    lines = [line.format(n=n, label="ham" if n % 3 else "spam") for n in range(30)]
+    file.write_text("\n".join([header, *lines]))
+    examples = read(file, tokenizer, **settings)
+    assert examples.labels.names == ("ham", "spam") and labels_of(examples)[:4] == [1, 0, 0, 1]
+    assert examples[2].ids.tolist() == tokenizer.encode("the llama 2 lives, and")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["the llama {n} lives,the other llama {n},a", "the llama {n} lives,the other llama {n},b"],  # two texts
+        ["the llama {n} lives,a,c", "the llama {n} lives,b,d"],  # two labels
+        ["the llama {n} lives,{n},{n}"],  # no label
+        ["llama,a,{n}", "llama,b,{n}"],  # no text
+    ],
+)
+def test_columns_that_values_do_not_tell_are_an_error(tokenizer, tmp_path, values):
+    file = tmp_path / "data.csv"
+    lines = [values[n % len(values)].format(n=n) for n in range(30)]
+    file.write_text("\n".join(["x,y y,z", *lines]))
+    with pytest.raises(DataError, match=r"line 2: the columns are 'x', 'y y', 'z'; which ha.*Name (it|them)") as caught:
+        read(file, tokenizer)
+    assert "on the command line --columns" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("content", "settings", "message"),
     [
-        ("v1,v2\na,b\n", {}, r"line 2: the columns are 'v1', 'v2'; which have the text and the label\? Name them"),
+        ("v1,v 2\na,b\n", {}, r"line 2: the columns are 'v1', 'v 2'; which have the text and the label\? Name them, "
+         r'for example columns = {text = "v1", label = "v 2"}, on the command line --columns text=v1 --columns '
+         "'label=v 2'"),
         ("text,x,y\na,b,c\n", {}, r"line 2: the columns are .*; which has the label\? Name it, for example columns = "),
         ("text,label\na,b\n", {"columns": {"text": "txt"}}, "line 2: there is no column 'txt'.* 'text'"),
         ("text,label\na,b\n", {"columns": {"body": "text"}}, "names 'body'; a classification has the columns text and"),

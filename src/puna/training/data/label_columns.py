@@ -1,6 +1,19 @@
-"""Names of columns with labels and their texts. `tasks/labels.py` reads them; `read.py` only recognises them."""
+"""Names and values of columns with labels and their texts. `tasks/labels.py` reads them; `read.py` recognises them."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SAMPLE = 200
+"""Rows whose values tell the columns, if the names do not."""
+
+_MIN_ROWS = 10
+_LABEL_SHARE = 0.2
+"""Different values of a column with labels, at most, relative to the rows."""
+
+_TEXT_SHARE, _TEXT_WORDS = 0.5, 3
+"""Different values of a column with texts, at least, relative to the rows, and words of each, on average."""
 
 TEXT = ("text", "sentence", "content", "review", "message", "body", "document", "tweet", "comment", "question", "input")
 """Names of the column with the text, the most usual first."""
@@ -15,3 +28,29 @@ LABEL = ("label", "labels", "class", "category", "target", "sentiment", "intent"
 def certain_label(names: list[str]) -> str:
     """Returns the first of these columns that has labels, whatever the case of its letters; "" if none does."""
     return next((name for name in names if name.strip().casefold() in CERTAIN_LABEL), "")
+
+
+def columns_by_values(rows: Sequence[Mapping[str, Any]]) -> tuple[str | None, str | None]:
+    """Returns the columns with the texts and the labels of some rows; None for one that the values do not tell.
+
+    Texts are different in most rows and have several words. Labels repeat.
+    """
+    if len(rows) < _MIN_ROWS:
+        return None, None
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    texts = [name for name in names if _are_texts([row[name] for row in rows])]
+    labels = [name for name in names if _are_labels([row[name] for row in rows])]
+    return (texts[0] if len(texts) == 1 else None, labels[0] if len(labels) == 1 else None)
+
+
+def _are_texts(values: list[Any]) -> bool:
+    if not all(isinstance(value, str) for value in values):
+        return False
+    words = sum(len(value.split()) for value in values)
+    return len(set(values)) >= _TEXT_SHARE * len(values) and words >= _TEXT_WORDS * len(values)
+
+
+def _are_labels(values: list[Any]) -> bool:
+    if not all(isinstance(value, str | int) and value != "" for value in values):
+        return False
+    return 2 <= len(set(values)) <= max(2, _LABEL_SHARE * len(values))

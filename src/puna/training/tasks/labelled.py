@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,10 @@ import numpy as np
 from puna.errors import DataError
 from puna.tokenizer import PreTrainedTokenizerBase
 from puna.training.batch import Example, Source
+from puna.training.data.label_columns import SAMPLE
 from puna.training.data.read import Progress
 from puna.training.data.readers.open import open_rows
+from puna.training.data.readers.rows import Row, Rows
 from puna.training.settings import TrainingSettings
 from puna.training.tasks.labels import LabelColumns, Labels
 
@@ -98,13 +100,22 @@ def read_entries(
             "error".
     """
     rows = open_rows(data, settings.split)
-    columns = LabelColumns.of(rows.read(0), settings.columns, names)
+    columns = LabelColumns.of([rows.read(0), *sample_rows(rows, 1)], settings.columns, names)
     entries = []
     for index in range(len(rows)):
         with skipped_errors(settings):
             row = rows.read(index)
             entries.append((columns.text_of(row), columns.value(row), row.source))
     return columns, entries
+
+
+def sample_rows(rows: Rows, start: int = 0) -> list[Row]:
+    """Returns those of the first rows, from `start`, that can be read."""
+    sample = []
+    for index in range(start, min(len(rows), SAMPLE)):
+        with suppress(DataError):
+            sample.append(rows.read(index))
+    return sample
 
 
 @contextmanager

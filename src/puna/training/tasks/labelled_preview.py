@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from puna.errors import DataError
 from puna.tokenizer import PreTrainedTokenizerBase
 from puna.training.batch import Label
-from puna.training.data.label_columns import certain_label
+from puna.training.data.label_columns import certain_label, columns_by_values
 from puna.training.data.preview import Preview, Sample
 from puna.training.data.read import DataOptions, Progress, Report
 from puna.training.data.readers.open import open_rows
 from puna.training.settings import TrainingSettings
-from puna.training.tasks.labelled import read_labelled
+from puna.training.tasks.labelled import read_labelled, sample_rows
 from puna.training.tasks.labels import Labels
 
 _SFT_COLUMNS = frozenset({"messages", "conversations", "prompt", "completion", "instruction"})
@@ -29,16 +28,17 @@ def detect_task(data: Any, options: DataOptions) -> tuple[str, str]:
     """Returns the task for which data seem to be, sft or classify, and the column that tells; "" for sft."""
     if options.format != "auto" or not (options.columns or {}).keys() <= {"text", "label"}:
         return "sft", ""
-    rows = open_rows(data, options.split)
-    for index in range(len(rows)):
-        try:
-            names = list(rows.read(index).values)
-        except DataError:
-            continue
-        column = (options.columns or {}).get("label", certain_label(names))
-        is_sft = not column or any(name.strip().casefold() in _SFT_COLUMNS for name in names)
-        return ("sft", "") if is_sft else ("classify", column)
-    return "sft", ""
+    rows = sample_rows(open_rows(data, options.split))
+    if not rows:
+        return "sft", ""
+    names = list(rows[0].values)
+    column = (options.columns or {}).get("label", certain_label(names))
+    if any(name.strip().casefold() in _SFT_COLUMNS for name in names):
+        return "sft", ""
+    if not column and "text" not in names:  # which a format of sft has
+        text, label = columns_by_values([row.values for row in rows])
+        column = label if text is not None and label is not None else ""
+    return ("classify", column) if column else ("sft", "")
 
 
 def preview_labelled(

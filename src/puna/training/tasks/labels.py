@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 from puna.errors import ConfigError, DataError, show, suggestion
 from puna.training.batch import Label, Source
-from puna.training.data.label_columns import LABEL, TEXT
+from puna.training.data.label_columns import LABEL, TEXT, columns_by_values
 from puna.training.data.readers.rows import Row
 from puna.training.metrics import Problem
 from puna.training.settings import TrainingSettings
@@ -47,16 +48,18 @@ class LabelColumns:
     labels: tuple[str, ...]
 
     @classmethod
-    def of(cls, row: Row, columns: Mapping[str, str] | None, names: Sequence[str] | None) -> LabelColumns:
-        """Returns the columns of a data set whose first row is given.
+    def of(cls, rows: Sequence[Row], columns: Mapping[str, str] | None, names: Sequence[str] | None) -> LabelColumns:
+        """Returns the columns of a data set, by their names, or else by the values of some rows.
 
         Args:
+            rows: the first rows; at least one.
             columns: the setting: the user's names for "text" and "label".
             names: the labels; if each is a column, these columns have the labels.
 
         Raises:
             DataError: the columns cannot be told; or a column of `columns` does not exist.
         """
+        row = rows[0]
         present, chosen = list(row.values), dict(columns or {})
         for key, name in chosen.items():
             if key not in ("text", "label"):
@@ -67,10 +70,14 @@ class LabelColumns:
         if names is not None and "label" not in chosen and all(name in present for name in names):
             labels: tuple[str, ...] = tuple(names)
             return cls(text or _other(present, labels, row, "text"), labels)
+        if (text is None or label is None) and len(present) > 1 + ((text or label) is not None):
+            by_text, by_label = columns_by_values([item.values for item in rows])
+            text = text or (by_text if by_text != label else None)
+            label = label or (by_label if by_label != text else None)
         if text is None and label is None and len(present) != 1:
             raise DataError(
                 f"{row.source}: the columns are {', '.join(map(show, present))}; which have the text and the label? "
-                'Name them, for example columns = {text = "..", label = ".."}'
+                f"Name them, for example {_option(text=present[0], label=present[-1])}"
             )
         text = text or _other(present, () if label is None else (label,), row, "text")
         return cls(text, (label or _other(present, (text,), row, "label"),))
@@ -116,8 +123,15 @@ def _other(present: Sequence[str], used: Sequence[str], row: Row, kind: str) -> 
         return rest[0]
     raise DataError(
         f"{row.source}: the columns are {', '.join(map(show, present))}; which has the {kind}? Name it, for example "
-        f'columns = {{{kind} = ".."}}'
+        f"{_option(**{kind: (rest or ['..'])[0]})}"
     )
+
+
+def _option(**columns: str) -> str:
+    """Returns the option of the command line and the setting that name columns."""
+    setting = ", ".join(f"{key} = {json.dumps(name, ensure_ascii=False)}" for key, name in columns.items())
+    flags = " ".join(shlex.join(["--columns", f"{key}={name}"]) for key, name in columns.items())
+    return f"columns = {{{setting}}}, on the command line {flags}"
 
 
 def _columns(name: str, present: Sequence[str]) -> str:
