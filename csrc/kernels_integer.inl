@@ -22,9 +22,9 @@ constexpr bool kOnlyUnpacked = false;
 constexpr bool kOnlyUnpacked = true;
 #endif
 
-// Scales and minimums of a block, for columns 0 .. 15 and 16 .. 31.
+// Scales and minimums of a block, for columns 0 .. 15 and 16 .. 31. `bias`: see kBiased.
 struct BlockScales {
-    f32x16 scale[2], min[2];
+    f32x16 scale[2], min[2], bias;
 };
 
 #if !defined(__AVX2__) && !defined(__aarch64__)
@@ -49,6 +49,7 @@ struct IntegerFormat {
                                                                           : 63;
     static constexpr int kZero = kTable ? 128 : kZeroPoint;
     static constexpr bool kHalfScales = kScaleKind == Scales::kSignedHalves || kScaleKind == Scales::kNibbles;
+    static constexpr bool kHalf = kScaleKind == Scales::kHalf;
     static constexpr bool kHasMin =
         kScaleKind == Scales::kHalfAndMin || kScaleKind == Scales::kSixBit || kScaleKind == Scales::kNibbles;
     // Whether it is faster to unpack panels in registers for every tile of tokens than to unpack them once to memory.
@@ -200,21 +201,48 @@ PUNA_INLINE int32_t neg_sum(const ActivationBlock& block) {
     return F::kHalfScales ? block.neg_half_sum[kFrom / 4] : block.neg_sum;
 }
 
-// Initialises the integer sums to -zero * (sum of the activations), which subtracts the zero point from every weight.
+// Returns -zero * (sum of the activations), which subtracts the zero point from every weight.
+template <typename F, int kFrom>
+PUNA_INLINE int32_t zero_points(const ActivationBlock& block) {
+    return F::kZero ? F::kZero * neg_sum<F, kFrom>(block) : 0;
+}
+
+// Initialises the integer sums.
 template <typename F, int kFrom, int kTokens, int kGroup>
 PUNA_INLINE void init_sums(const ActivationBlock* a, int64_t stride, i32x16 (&sum)[kTokens][kGroup]) {
     for (int t = 0; t < kTokens; ++t) {
-        const i32x16 start = broadcast_i32(F::kZero ? F::kZero * neg_sum<F, kFrom>(a[t * stride]) : 0);
+        const i32x16 start = broadcast_i32(zero_points<F, kFrom>(a[t * stride]));
         for (int g = 0; g < kGroup; ++g) sum[t][g] = start;
     }
+}
+
+// Whether `dot` adds 0x4b400000 to its sums. The bits of the result are those of the float kBias + sum, because 1.5 *
+// 2^23 has the bits 0x4b400000 and units of 1. Then fma(kBias + sum, scale, -kBias * scale) = sum * scale in one
+// instruction instead of two, rounded once as well: kBias * scale is exact if the scale is a half-precision number. One
+// token does not gain, because -kBias * scale is computed for each block.
+constexpr float kBias = 12582912.0f;
+#if defined(__AVX2__) && !defined(PUNA_DOT_BYTES)
+template <typename F, int kTokens>
+constexpr bool kBiased = F::kHalf && F::kZero != 0 && kTokens > 1;
+#else
+template <typename F, int kTokens>
+constexpr bool kBiased = false;
+#endif
+
+// Calls done(t) for each token t.
+template <int kTokens, typename Done>
+PUNA_INLINE void each_token(const Done& done) {
+#pragma GCC unroll 16
+    for (int t = 0; t < kTokens; ++t) done(t);
 }
 
 #if defined(PUNA_DOT_BYTES)
 
 // sum[t][g] = exact sum of (q - zero) * a over columns 4 kFrom .. 4 kTo - 1 of a block. quad(g, s, d) reads the
-// weights.
-template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
-PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, i32x16 (&sum)[kTokens][kGroup]) {
+// weights. Calls done(t) when the sums of token t are complete.
+template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad, typename Done>
+PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, i32x16 (&sum)[kTokens][kGroup],
+                     const Done& done) {
     constexpr int kChains = kTokens * kGroup < 4 ? 2 : 1;  // enough independent sums to hide the latency of dot_bytes
     // Signed bytes cannot hold weights above 127; these have the zero point 128, and q - 128 is q with another top bit.
     constexpr bool kFlip = kSignedBytes && F::kMaxStored > 127;
@@ -252,20 +280,21 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
             sum[t][g] = partial[t][g][0];
             if (kChains == 2) sum[t][g] = sum[t][g] + partial[t][g][kChains - 1];
         }
+    each_token<kTokens>(done);
 }
 
 #elif defined(__AVX2__)
 
 // `dot` on AVX2. A pair of products is at most 2 * 128 * (largest weight or digit). kSpan pairs are added in 16 bits
 // before they are widened to 32: 2 for six bits, and a whole block for four bits: 8 * 2 * 15 * 128 = 30720 < 32768.
-template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
-PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, i32x16 (&sum)[kTokens][kGroup]) {
+template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad, typename Done>
+PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, i32x16 (&sum)[kTokens][kGroup],
+                     const Done& done) {
     constexpr int kMaxPairs =
         32767 / (2 * 128 * (kDigits<F> == 2 ? 15 : F::kMaxStored));  // pairs that fit into 16 bits
     constexpr int kSpan = kMaxPairs >= 8 ? 8 : kMaxPairs >= 4 ? 4 : 2;
     constexpr int kRun = kSpan > kTo - kFrom ? kTo - kFrom : kSpan;
     static_assert(kMaxPairs >= 2, "the weights have six bits at maximum");
-    init_sums<F, kFrom>(a, stride, sum);
 #pragma GCC unroll 8
     for (int s = kFrom; s < kTo; s += kRun) {
         i32x16 narrow[kDigits<F>][kTokens][kGroup];
@@ -288,12 +317,18 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
             }
         }
         // Widen: madd_i16 adds neighbouring 16-bit sums, and weights the higher digit by 16.
-        for (int t = 0; t < kTokens; ++t)
+#pragma GCC unroll 16
+        for (int t = 0; t < kTokens; ++t) {
+            const int32_t bias = kBiased<F, kTokens> ? 0x4b400000 : 0;
+            const i32x16 start = broadcast_i32(zero_points<F, kFrom>(a[t * stride]) + bias);
+#pragma GCC unroll 4
             for (int g = 0; g < kGroup; ++g)
                 for (int d = 0; d < kDigits<F>; ++d) PUNA_EACH_REG {
-                        i32_reg& to = sum[t][g].reg[i_];
-                        to = to + madd_i16(narrow[d][t][g].reg[i_], d ? 16 : 1);
+                        const i32_reg to = s == kFrom && d == 0 ? start.reg[i_] : sum[t][g].reg[i_];
+                        sum[t][g].reg[i_] = to + madd_i16(narrow[d][t][g].reg[i_], d ? 16 : 1);
                     }
+            if (s + kRun == kTo) done(t);
+        }
     }
 }
 
@@ -301,8 +336,9 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
 
 // `dot` on SSE2, with pmaddwd: it multiplies 16-bit numbers and adds pairs of products. Weights are split into even and
 // odd bytes, and the activations are reordered to 0, 2, 1, 3 to match.
-template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
-PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, i32x16 (&sum)[kTokens][kGroup]) {
+template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad, typename Done>
+PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, i32x16 (&sum)[kTokens][kGroup],
+                     const Done& done) {
     init_sums<F, kFrom>(a, stride, sum);
 #pragma GCC unroll 8
     for (int s = kFrom; s < kTo; ++s) {
@@ -327,13 +363,15 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
                 }
         }
     }
+    each_token<kTokens>(done);
 }
 
 #else
 
 // `dot` in plain C++, one column at a time.
-template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
-PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, i32x16 (&sum)[kTokens][kGroup]) {
+template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad, typename Done>
+PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, i32x16 (&sum)[kTokens][kGroup],
+                     const Done& done) {
     init_sums<F, kFrom>(a, stride, sum);
 #pragma GCC unroll 8
     for (int s = kFrom; s < kTo; ++s)
@@ -347,6 +385,7 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
                 }
             }
         }
+    each_token<kTokens>(done);
 }
 
 #endif
@@ -360,32 +399,34 @@ PUNA_INLINE void add_block(const Read& scales, const Quad& quad, const Activatio
     BlockScales by[kGroup];
     const auto read = [&]() PUNA_INLINED {
 #pragma GCC unroll 4
-        for (int g = 0; g < kGroup; ++g) by[g] = scales(g);
-    };
-    const auto add = [&](auto half) PUNA_INLINED {
-        constexpr int h = decltype(half)::kValue;
-#pragma GCC unroll 16
-        for (int t = 0; t < kTokens; ++t) {
-            const ActivationBlock& x = a[t * stride];
-#pragma GCC unroll 4
-            for (int g = 0; g < kGroup; ++g) {
-                const f32x16 product = to_f32(sum[t][g]);
-                f32x16& to = partial[t][g];
-                to = kFirst && h == 0 ? product * by[g].scale[h] : fma(product, by[g].scale[h], to);
-                if (F::kHasMin) to = fma(by[g].min[h], broadcast(F::kHalfScales ? x.half_sum[h] : x.sum), to);
-            }
+        for (int g = 0; g < kGroup; ++g) {
+            by[g] = scales(g);
+            if (kBiased<F, kTokens>) by[g].bias = by[g].scale[0] * broadcast(-kBias);
         }
     };
+    const auto add = [&](auto half, int t) PUNA_INLINED {
+        constexpr int h = decltype(half)::kValue;
+        if (!F::kHalfScales && t == 0) read();
+        const ActivationBlock& x = a[t * stride];
+#pragma GCC unroll 4
+        for (int g = 0; g < kGroup; ++g) {
+            f32x16& to = partial[t][g];
+            if (kBiased<F, kTokens>) {
+                to = fma(as_f32(sum[t][g]), by[g].scale[h], by[g].bias);
+            } else {
+                const f32x16 product = to_f32(sum[t][g]);
+                to = kFirst && h == 0 ? product * by[g].scale[h] : fma(product, by[g].scale[h], to);
+            }
+            if (F::kHasMin) to = fma(by[g].min[h], broadcast(F::kHalfScales ? x.half_sum[h] : x.sum), to);
+        }
+    };
+    const auto add_first = [&](int t) PUNA_INLINED { add(Constant<0>(), t); };
     if (!F::kHalfScales) {
-        dot<F, 0, 8>(quad, a, stride, sum);
-        read();
-        add(Constant<0>());
+        dot<F, 0, 8>(quad, a, stride, sum, add_first);
     } else {
         read();
-        dot<F, 0, 4>(quad, a, stride, sum);
-        add(Constant<0>());
-        dot<F, 4, 8>(quad, a, stride, sum);
-        add(Constant<1>());
+        dot<F, 0, 4>(quad, a, stride, sum, add_first);
+        dot<F, 4, 8>(quad, a, stride, sum, [&](int t) PUNA_INLINED { add(Constant<1>(), t); });
     }
 }
 

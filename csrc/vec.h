@@ -238,6 +238,12 @@ PUNA_INLINE f32x16 as_f32(const u32x16& bits) {
     return out;
 }
 
+PUNA_INLINE f32x16 as_f32(const i32x16& bits) {
+    f32x16 out;
+    PUNA_EACH_REG out.reg[i_] = (f32_reg)bits.reg[i_];
+    return out;
+}
+
 PUNA_INLINE f32x16 to_f32(const i32x16& value) {
     f32x16 out;
     PUNA_EACH_REG out.reg[i_] = __builtin_convertvector(value.reg[i_], f32_reg);
