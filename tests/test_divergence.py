@@ -141,11 +141,11 @@ def test_other_layouts_of_the_same_model_have_its_vocabulary():
         assert abs(against["kl_mean"]) < 1e-9 and against["same_top"] == 1
 
 
-# Measured: 0.0024 with 32 activations per scale, 0.0043 with 64. The NLL in float32 is 2.8878, and 0.01 % more with
-# rounded activations.
+# Measured: 0.0024 with 32 activations per scale, also with 2,044 tokens, of which it is 0.0043 with 64 activations.
+# The NLL in float32 is 2.8899, and 0.04 % less with rounded activations.
 @pytest.mark.slow
 def test_rounding_the_activations_of_smollm2_diverges_as_little_as_llama_cpp(smollm2):
-    out = as_json("perplexity", str(TEXT), "-c", "512", "-n", "2048", "--backend", "native", "--against", str(smollm2))
-    assert out["tokens"] == 2044
+    out = as_json("perplexity", str(TEXT), "-c", "512", "-n", "1024", "--backend", "native", "--against", str(smollm2))
+    assert out["tokens"] == 1022
     assert out["against"]["kl_mean"] < 0.003
     assert out["nll"] == pytest.approx(out["against"]["reference_nll"], rel=0.003)

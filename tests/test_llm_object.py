@@ -283,7 +283,7 @@ def test_later_answers_are_not_affected_by_a_memory_error(tiny_model, monkeypatc
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
-@pytest.mark.parametrize("tokens", [3000, pytest.param(8000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("tokens", [1000, pytest.param(8000, marks=pytest.mark.soak)])
 def test_the_default_model_runs_in_two_gigabytes_of_address_space(smollm2, tokens):
     script = (
         "import resource, sys\n"
