@@ -271,10 +271,8 @@ def _read_ranks(data: bytes, name: str) -> list[bytes]:
         if not fields:
             continue
         try:
-            token, rank = binascii.a2b_base64(fields[0]), int(fields[1])
-            if binascii.b2a_base64(token, newline=False) != fields[0]:  # other characters may have been skipped
-                token = base64.b64decode(fields[0], validate=True)  # slower
-        except (IndexError, ValueError) as exc:  # binascii.Error is a ValueError
+            token, rank = base64.b64decode(fields[0], validate=True), int(fields[1])
+        except (IndexError, ValueError, binascii.Error) as exc:
             raise TokenizerError(
                 f"{name}: line {number} is not a base64 token with its rank; download the file again"
             ) from exc
