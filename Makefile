@@ -42,7 +42,7 @@ build = mkdir -p build && $(BIN)/cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_
 # that it does not keep a pipe of make open.
 REPORT = (while sleep 15 > /dev/null 2>&1; do \
 	echo "  $$(find build/native -name '*.o' 2> /dev/null | wc -l) files compiled"; done) & trap "kill $$!" EXIT;
-RELEASE := -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON
+RELEASE := -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON -DPUNA_OPTIMISE_UNUSED=$(or $(PUNA_OPTIMISE_UNUSED),ON)
 PROGRAMS := schedules kernels $(if $(filter x86_64 amd64,$(shell uname -m)),kernels_emulated)
 
 .PHONY: compatibility costs fuzz fuzz-server demo serve soak test test-fast test-core test-page test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
@@ -173,9 +173,8 @@ tools: $(VENV)/.build
 packages: $(VENV)/.model $(VENV)/.dev
 oracles: $(ORACLES)
 install: $(VENV)/.puna
-# SETTINGS=... sets options of CMakeLists.txt, which later builds of build/native keep.
 native: $(VENV)/.build
-	$(call build,native,$(RELEASE) $(SETTINGS),all $(PROGRAMS))
+	$(call build,native,$(RELEASE),all $(PROGRAMS))
 
 $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -25,6 +26,8 @@ def answer(request):
             pass
     if name == b"sleep":
         time.sleep(100)
+    if name == b"pause":
+        time.sleep(0.01)
     if name == b"keep":
         kept.append(bytearray(int(number)))
     if name == b"first" and kept:
@@ -84,6 +87,22 @@ def test_a_process_that_keeps_more_than_half_of_its_memory_ends(pool):
     with pytest.raises(WorkerError) as error:
         pool.ask(b"keep 110000000")
     assert error.value.status == 1
+
+
+def test_a_pool_has_at_most_four_processes(pool):
+    with ThreadPoolExecutor(16) as threads:
+        processes = set(threads.map(lambda _: pool.ask(b"pause"), range(48)))
+    assert 1 <= len(processes) <= 4
+
+
+def test_a_request_that_always_ends_its_process_ends_at_most_two(pool):
+    with ThreadPoolExecutor(4) as threads:
+        processes = set(threads.map(lambda _: pool.ask(b"pause"), range(48)))
+    with pytest.raises(WorkerError):
+        pool.ask(b"kill 9")
+    with ThreadPoolExecutor(4) as threads:
+        left = set(threads.map(lambda _: pool.ask(b"pause"), range(48)))
+    assert len(left & processes) >= len(processes) - 1
 
 
 def test_a_program_that_cannot_be_imported_is_reported(tmp_path):

@@ -300,6 +300,13 @@ def test_long_arrays_of_strings_are_read(tmp_path: Path, special: list[str], pos
     assert metadata["after"] == "the end"
 
 
+@pytest.mark.parametrize("values", [[""] * 2000, ["", "a"] * 1000, ["a"] + [""] * 1999, [""] * 1999 + ["a"]])
+def test_arrays_with_empty_strings_are_read(tmp_path: Path, values: list[str]) -> None:
+    array = struct.pack("<IQ", STRING, len(values)) + b"".join(text(value) for value in values)
+    path = write(tmp_path / "m.gguf", build_file([key("many", ARRAY, array)], []))
+    assert open_gguf(path).metadata["many"] == values
+
+
 def test_long_strings_do_not_prevent_the_fast_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Llama 3 has a token of 128 spaces, which are 256 bytes, and merges of twice as many."""
     monkeypatch.setattr(Cursor, "_ends", None)

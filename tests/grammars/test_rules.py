@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from puna.errors import RequestError
+from puna.errors import BackendError, RequestError
 from puna.grammars.rules import MAX_BYTES, read_rule
 
 needs_llguidance = pytest.mark.usefixtures("llguidance")
@@ -88,6 +88,14 @@ def test_rules_that_cannot_be_compiled_are_refused(options, message):
     assert rule is not None
     with pytest.raises(RequestError, match=f"(?s){message}"):
         check_rule(rule.kind, rule.grammar, [])
+
+
+@needs_llguidance
+def test_a_failure_of_the_process_is_reported_with_its_reason():
+    from puna.grammars.check import check_rule
+
+    with pytest.raises(BackendError, match="failed: UnicodeEncodeError"):
+        check_rule("regex", {"regex": "a"}, ["\ud800"])
 
 
 @needs_llguidance

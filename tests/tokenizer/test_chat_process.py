@@ -117,3 +117,12 @@ def pause_rendering(pid: int) -> None:
 def processor_seconds(pid: int) -> float:
     user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def test_earlier_renderings_do_not_reduce_the_memory_of_the_next():
+    large = "{% set a = 'x' * n %}{% set b = a ~ 'y' %}{{ b | length }}"
+    assert process.render(large, {"n": 28_000_000}) == "28000001"
+    for number in range(70):
+        body = "".join(f"{{{{ a{number}_{i} }}}}" for i in range(1500))
+        process.render(body, {})
+    assert process.render(large, {"n": 28_000_000}) == "28000001"

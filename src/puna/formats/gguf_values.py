@@ -230,6 +230,8 @@ def _fast_ends(data: NDArray[np.uint8], count: int) -> NDArray[np.int64] | None:
             return None
         numbers = np.lib.stride_tricks.as_strided(head.view("<u8"), (len(head) - 7,), (1,))  # unaligned, one per byte
         found = np.flatnonzero(numbers - 1 < 0xFFFF)
+        if len(found) < count:
+            continue
         starts = found[np.append(np.diff(found) > 1, True)][:count]
         if len(starts) == count:
             ends: NDArray[np.int64] = starts + 8 + numbers[starts].astype(np.int64)

@@ -25,10 +25,10 @@ def check_rule(name: str, rule: Mapping[str, Any], special: Sequence[str]) -> No
 
     Raises:
         RuleError: the rule is invalid, no text follows it, or it is too large.
-        BackendError: the process cannot be started.
+        BackendError: the process cannot be started, or it fails.
     """
     try:
-        error = POOL.ask(json.dumps({"rule": rule, "special": list(special)}).encode()).decode()
+        answer = POOL.ask(json.dumps({"rule": rule, "special": list(special)}).encode()).decode()
     except OSError as exc:
         raise BackendError(
             f"the process that checks grammars cannot be started: {sys.executable!r}: {exc.strerror}"
@@ -42,6 +42,9 @@ def check_rule(name: str, rule: Mapping[str, Any], special: Sequence[str]) -> No
         raise RuleError(
             f"{name} is too large: compiling it needs too much {_RESOURCES.get(-exc.status, 'memory')}; simplify it"
         ) from None
+    error = answer[1:]
+    if answer.startswith("F"):
+        raise BackendError(f"the process that checks grammars failed: {error}")
     if error:
         if name == "json_schema":
             error = with_keyword(error, json.dumps(rule[name]))

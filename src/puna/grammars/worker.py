@@ -24,26 +24,28 @@ _STACK = 4 * 2**20
 
 
 def serve() -> None:
-    """Answers requests on standard input until it is closed: with why a grammar cannot be used, or with nothing."""
+    """Answers requests on standard input until it is closed."""
     threading.stack_size(_STACK)
     serve_requests(_answer, SECONDS, WALL_SECONDS, MEMORY)
 
 
 def _answer(request: bytes) -> bytes:
-    errors: list[str] = []
-    thread = threading.Thread(target=_compile, args=(json.loads(request), errors))
+    """Returns nothing if a grammar compiles; "R" (refused) or "F" (failed), and why, if it does not."""
+    answers: list[str] = []
+    thread = threading.Thread(target=lambda: answers.append(_compile(**json.loads(request))))
     thread.start()
     thread.join()
-    return errors[0].encode("utf-8", "replace")
+    return answers[0].encode("utf-8", "replace")
 
 
-def _compile(request: dict[str, Any], errors: list[str]) -> None:
-    """Appends the error, or an empty text."""
+def _compile(rule: dict[str, Any], special: list[str]) -> str:
     try:
-        matcher, error = make_matcher(request["rule"], byte_tokenizer(request["special"]))
+        matcher, error = make_matcher(rule, byte_tokenizer(special))
         if error is None:
             matcher.compute_bitmask()
-            error = f"no text follows it ({error_text(matcher)})" if matcher.is_error() else ""
-        errors.append(error)
+            error = f"no text follows it ({error_text(matcher)})" if matcher.is_error() else None
     except MemoryError:
         os.abort()  # as llguidance does
+    except Exception as exc:
+        return f"F{type(exc).__name__}: {exc}"
+    return "" if error is None else f"R{error}"

@@ -23,8 +23,8 @@ serve()
 _ENVIRONMENT = ("TZ", "LANG", "LC_ALL", "LC_CTYPE", "LC_TIME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 """Environment variables of the processes: those that dates and the start of Python need."""
 
-_MAX_IDLE = 4
-"""Maximum number of processes of a pool that wait for the next request: several threads may send one."""
+_MAX_PROCESSES = 4
+"""Maximum number of processes of a pool. Requests of more threads wait for one of them."""
 
 
 class WorkerError(Exception):
@@ -53,7 +53,6 @@ class Worker:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C must not end the process
         )
-        self.has_answered = False
         self._write(marshal.dumps([str(folder) for folder in sys.path]))
 
     def ask(self, request: bytes) -> bytes:
@@ -67,7 +66,6 @@ class Worker:
         answer = self._process.stdout.read(count)
         if len(answer) < count:
             raise EOFError
-        self.has_answered = True
         return answer
 
     def _write(self, data: bytes) -> None:
@@ -102,7 +100,8 @@ class WorkerPool:
 
     def __init__(self, module: str) -> None:
         self._module = module
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._free = threading.Semaphore(_MAX_PROCESSES)
         self._idle: list[Worker] = []
         self._busy: set[Worker] = set()
         self._is_registered = False
@@ -110,58 +109,75 @@ class WorkerPool:
     def ask(self, request: bytes) -> bytes:
         """Returns the answer of a process to a request.
 
-        A process that has answered before may have ended meanwhile, or its memory may be used up, so the request is
-        then repeated with a new one.
+        A process that waited may have ended meanwhile, or earlier requests may have left it little memory, so that a
+        request that ends it is repeated in a new process.
 
         Raises:
             OSError: a process cannot be started.
-            WorkerError: the process ended before it answered: it needed too much time, crashed, or could not start.
+            WorkerError: a new process ended before it answered, or the request needed too much time.
         """
-        while True:
-            worker = self._take()
-            try:
-                answer = worker.ask(request)
-            except EOFError:
-                status = self._end(worker)
-                if not worker.has_answered or -status in TIME_SIGNALS:
-                    raise WorkerError(status) from None
-            except BaseException:  # such as Ctrl-C
-                self._end(worker, at_once=True)
-                raise
-            else:
-                self._put(worker)
-                return answer
+        with self._free:
+            worker = self._take_idle()
+            if worker is not None:
+                try:
+                    return self._ask(worker, request)
+                except WorkerError as exc:
+                    if -exc.status in TIME_SIGNALS:
+                        raise
+            return self._ask(self._start(), request)
 
     def close(self) -> None:
         """Ends the processes that wait."""
         while self._idle:
             self._idle.pop().end(at_once=True)  # a forked process may hold the pipe that would end it
 
-    def _take(self) -> Worker:
+    def _ask(self, worker: Worker, request: bytes) -> bytes:
+        try:
+            answer = worker.ask(request)
+        except EOFError:
+            raise WorkerError(self._end(worker)) from None
+        except BaseException:  # such as Ctrl-C
+            self._end(worker, at_once=True)
+            raise
         with self._lock:
-            if not self._is_registered:
-                self._is_registered = True
-                atexit.register(self.close)
-                os.register_at_fork(after_in_child=self._after_fork)
-            worker = self._idle.pop() if self._idle else Worker(self._module)
+            self._busy.discard(worker)
+            self._idle.append(worker)
+        return answer
+
+    def _take_idle(self) -> Worker | None:
+        with self._lock:
+            if not self._idle:
+                return None
+            worker = self._idle.pop()
             self._busy.add(worker)
             return worker
 
-    def _put(self, worker: Worker) -> None:
-        with self._lock:
-            self._busy.discard(worker)
-            if len(self._idle) < _MAX_IDLE:
-                self._idle.append(worker)
-                return
-        worker.end(at_once=True)
+    def _start(self) -> Worker:
+        with self._lock:  # a fork waits until the process is in the list
+            if not self._is_registered:
+                self._is_registered = True
+                atexit.register(self.close)
+                os.register_at_fork(
+                    before=self._acquire, after_in_parent=self._release, after_in_child=self._forget_all
+                )
+            worker = Worker(self._module)
+            self._busy.add(worker)
+            return worker
 
     def _end(self, worker: Worker, at_once: bool = False) -> int:
         with self._lock:
             self._busy.discard(worker)
         return worker.end(at_once)
 
-    def _after_fork(self) -> None:
-        self._lock = threading.Lock()
+    def _acquire(self) -> None:
+        self._lock.acquire()
+
+    def _release(self) -> None:
+        self._lock.release()
+
+    def _forget_all(self) -> None:
+        self._lock = threading.RLock()
+        self._free = threading.Semaphore(_MAX_PROCESSES)
         for worker in (*self._idle, *self._busy):
             worker.abandon()
         self._idle.clear()

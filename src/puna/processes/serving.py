@@ -30,8 +30,7 @@ def serve_requests(answer: Callable[[bytes], bytes], seconds: float, wall_second
     for number in TIME_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, TIME_SIGNALS)
-    most = _used_memory() + memory
-    _limit_memory(most)
+    limit = _limit_memory(memory)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while size := requests.read(SIZE.size):
         request = requests.read(*SIZE.unpack(size))
@@ -44,7 +43,7 @@ def serve_requests(answer: Callable[[bytes], bytes], seconds: float, wall_second
         answers.write(result)
         answers.flush()
         del request, result
-        if _used_memory() > most - memory // 2:
+        if _used_memory() > limit - memory // 2:
             return
 
 
@@ -56,12 +55,17 @@ def _used_memory() -> int:
     return int(statistics.read_text().split()[0]) * resource.getpagesize() if statistics.exists() else 0
 
 
-def _limit_memory(limit: int) -> None:
-    """Limits the address space of this process, in bytes. macOS ignores the limit."""
+def _limit_memory(amount: int) -> int:
+    """Limits what this process may allocate from now on, in bytes. Returns the limit of its address space.
+
+    The limit has no effect on macOS.
+    """
     import resource
 
+    limit = _used_memory() + amount
     if _used_memory():
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    return limit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import marshal
 import numbers
+import signal
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -45,13 +46,8 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         raise ChatTemplateError(f"the chat template does not compile: {text}; fix it or pass chat_template=")
     if kind == b"R":
         raise ChatTemplateError(f"the chat template refuses this conversation: {text}")
-    if kind == b"F":
-        raise ChatTemplateError(
-            f"the chat template failed on this conversation: {text}; compare the messages with what the template "
-            "expects"
-        )
     raise ChatTemplateError(
-        f"the chat template needs more than {show_bytes(MEMORY)} of memory; shorten the chat or pass chat_template="
+        f"the chat template failed on this conversation: {text}; compare the messages with what the template expects"
     )
 
 
@@ -67,6 +63,11 @@ def _answer(request: bytes) -> bytes:
         if -exc.status in TIME_SIGNALS:
             raise ChatTemplateError(
                 f"the chat template needs more than {SECONDS} s; fix it or pass chat_template="
+            ) from None
+        if exc.status == -signal.SIGABRT:
+            raise ChatTemplateError(
+                f"the chat template needs more than {show_bytes(MEMORY)} of memory; shorten the chat or pass "
+                "chat_template="
             ) from None
         raise ChatTemplateError(
             f"the process that renders chat templates ended with status {exc.status}; is jinja2 installed for "

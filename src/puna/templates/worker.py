@@ -10,6 +10,7 @@ import datetime
 import functools
 import json
 import marshal
+import os
 from typing import Any
 
 import jinja2
@@ -28,7 +29,7 @@ def serve() -> None:
 
 
 def _answer(request: bytes) -> bytes:
-    """Returns "T" and the rendered text; "C" (not compiled), "R" (refused) or "F" (failed) and why; or "M" (memory)."""
+    """Returns "T" and the rendered text; "C" (not compiled), "R" (refused) or "F" (failed) and why."""
     try:
         source, values = marshal.loads(request)
         try:
@@ -46,7 +47,7 @@ def _answer(request: bytes) -> bytes:
         except Exception as exc:  # a template can call every method of its values
             return b"F" + type(exc).__name__.encode() + b": " + _reason(exc)
     except MemoryError:
-        return b"M"
+        os.abort()  # a new process may have more memory left
 
 
 def _reason(exc: Exception) -> bytes:
