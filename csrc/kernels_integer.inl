@@ -22,9 +22,9 @@ constexpr bool kOnlyUnpacked = false;
 constexpr bool kOnlyUnpacked = true;
 #endif
 
-// Scales and minimums of a block, for columns 0 .. 15 and 16 .. 31. `bias`: see kBiased.
+// Scales and minimums of a block, for columns 0 .. 15 and 16 .. 31. `offset`: see kFloatBits.
 struct BlockScales {
-    f32x16 scale[2], min[2], bias;
+    f32x16 scale[2], min[2], offset;
 };
 
 #if !defined(__AVX2__) && !defined(__aarch64__)
@@ -216,17 +216,17 @@ PUNA_INLINE void init_sums(const ActivationBlock* a, int64_t stride, i32x16 (&su
     }
 }
 
-// Whether `dot` adds 0x4b400000 to its sums. The bits of the result are those of the float kBias + sum, because 1.5 *
-// 2^23 has the bits 0x4b400000 and units of 1. Then fma(kBias + sum, scale, -kBias * scale) = sum * scale in one
-// instruction instead of two, rounded once as well: kBias * scale is exact if the scale is a half-precision number. One
-// token does not gain, because -kBias * scale is computed for each block.
-constexpr float kBias = 12582912.0f;
+// Whether `dot` adds 0x4b400000 to its sums. The bits of the result are those of the float kMagic + sum, because 1.5 *
+// 2^23 has the bits 0x4b400000 and units of 1. Then fma(kMagic + sum, scale, -kMagic * scale) = sum * scale in one
+// instruction instead of two, rounded once as well: kMagic * scale is exact if the scale is a half-precision number.
+// One token does not gain, because -kMagic * scale is computed for each block.
+constexpr float kMagic = 12582912.0f;
 #if defined(__AVX2__) && !defined(PUNA_DOT_BYTES)
 template <typename F, int kTokens>
-constexpr bool kBiased = F::kHalf && F::kZero != 0 && kTokens > 1;
+constexpr bool kFloatBits = F::kHalf && F::kZero != 0 && kTokens > 1;
 #else
 template <typename F, int kTokens>
-constexpr bool kBiased = false;
+constexpr bool kFloatBits = false;
 #endif
 
 // Calls done(t) for each token t.
@@ -319,8 +319,8 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
         // Widen: madd_i16 adds neighbouring 16-bit sums, and weights the higher digit by 16.
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
-            const int32_t bias = kBiased<F, kTokens> ? 0x4b400000 : 0;
-            const i32x16 start = broadcast_i32(zero_points<F, kFrom>(a[t * stride]) + bias);
+            const int32_t magic = kFloatBits<F, kTokens> ? 0x4b400000 : 0;
+            const i32x16 start = broadcast_i32(zero_points<F, kFrom>(a[t * stride]) + magic);
 #pragma GCC unroll 4
             for (int g = 0; g < kGroup; ++g)
                 for (int d = 0; d < kDigits<F>; ++d) PUNA_EACH_REG {
@@ -395,13 +395,14 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
 template <typename F, bool kFirst, int kTokens, int kGroup, typename Read, typename Quad>
 PUNA_INLINE void add_block(const Read& scales, const Quad& quad, const ActivationBlock* a, int64_t stride,
                            f32x16 (&partial)[kTokens][kGroup]) {
+    static_assert(!kFloatBits<F, kTokens> || F::kScaleBlocks == 1, "every block is the first of its scale");
     i32x16 sum[kTokens][kGroup];
     BlockScales by[kGroup];
     const auto read = [&]() PUNA_INLINED {
 #pragma GCC unroll 4
         for (int g = 0; g < kGroup; ++g) {
             by[g] = scales(g);
-            if (kBiased<F, kTokens>) by[g].bias = by[g].scale[0] * broadcast(-kBias);
+            if (kFloatBits<F, kTokens>) by[g].offset = by[g].scale[0] * broadcast(-kMagic);
         }
     };
     const auto add = [&](auto half, int t) PUNA_INLINED {
@@ -411,8 +412,8 @@ PUNA_INLINE void add_block(const Read& scales, const Quad& quad, const Activatio
 #pragma GCC unroll 4
         for (int g = 0; g < kGroup; ++g) {
             f32x16& to = partial[t][g];
-            if (kBiased<F, kTokens>) {
-                to = fma(as_f32(sum[t][g]), by[g].scale[h], by[g].bias);
+            if (kFloatBits<F, kTokens>) {
+                to = fma(as_f32(sum[t][g]), by[g].scale[h], by[g].offset);
             } else {
                 const f32x16 product = to_f32(sum[t][g]);
                 to = kFirst && h == 0 ? product * by[g].scale[h] : fma(product, by[g].scale[h], to);

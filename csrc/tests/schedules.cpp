@@ -1,7 +1,7 @@
 // Checks that the thread pool runs each item of a loop once. Then runs small models through the C ABI in many schedules
 // (divisions of the prompts into chunks) and checks that all schedules give the same bits of logits and hidden states,
-// also of requests with adapters. `schedules quick` runs fewer schedules. The program is meant for sanitizer builds (`make sanitize`), which detect errors of memory and threads;
-// tests/native tests the values of logits.
+// also of requests with adapters. `schedules quick` runs fewer schedules. The program is meant for sanitizer builds
+// (`make sanitize`), which detect errors of memory and threads; tests/native tests the values of logits.
 
 #include <algorithm>
 #include <cstdio>
