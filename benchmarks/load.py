@@ -14,7 +14,8 @@ All servers run for the whole benchmark and take turns in each round; those that
 client and the server share the machine's cores. Results are medians of the rounds; a server that needed more than 15 s
 in the first round, which is not counted, takes part in at most 3 rounds. `peers/servers.py` has the commands of the
 servers: llama.cpp reads the same file as puna, vLLM a Hugging Face folder that `puna convert` wrote, and OpenVINO an
-exported folder. Only puna and llama.cpp are started with adapters.
+exported folder. Only puna and llama.cpp are started with adapters, so only these take part in `adapters`; the other
+workloads use no adapter. No prompt of a workload occurs in another one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from peers.client import Answer, ask, chat, text
@@ -36,13 +38,20 @@ from puna import AsyncLLM
 
 TOKENS = 64
 SLOW, SLOW_REPEAT = 15, 3
+SEEDS = 10_000  # the distance of the seeds of two workloads, so that no text is in a cache
 
 
-async def together(server: Server, clients: int, system: str, seed: int) -> tuple[float, float]:
-    """Runs two requests of each client; returns tokens per second and the median time to the first token."""
+async def together(
+    server: Server, clients: int, system: str, seed: int, choices: Sequence[dict[str, Any]]
+) -> tuple[float, float]:
+    """Runs two requests of each client, which take turns with the models that `choices` selects.
+
+    Returns:
+        tokens per second and the median time to the first token.
+    """
 
     async def client(index: int) -> list[Answer]:
-        fields = server.adapters[index % len(server.adapters)]
+        fields = choices[index % len(choices)]
         questions = [f"Question {seed}-{index}-{turn}: {text(12, seed * 1000 + index * 10 + turn)}?" for turn in (0, 1)]
         return [await ask(server.port, chat(system, question), TOKENS, fields) for question in questions]
 
@@ -54,18 +63,18 @@ async def together(server: Server, clients: int, system: str, seed: int) -> tupl
 
 async def one(server: Server, seed: int) -> tuple[float, float]:
     """Returns the decoding speed of one stream, and the time to the first token of a new prompt."""
-    answer = await ask(server.port, chat(text(512, seed), "Tell a story about these words."), 128, server.adapters[0])
+    answer = await ask(server.port, chat(text(512, seed), "Tell a story about these words."), 128, server.base)
     return (len(answer.arrivals) - 1) / (answer.arrivals[-1] - answer.arrivals[0]), answer.first
 
 
 async def arrival(server: Server, seed: int) -> tuple[float, float]:
     """Returns the 99th percentile of the time between tokens of 8 streams, and the prompt's time to the first token."""
     streams = [
-        asyncio.create_task(ask(server.port, chat(text(20, seed * 10 + i), "Tell a story."), 500, server.adapters[0]))
+        asyncio.create_task(ask(server.port, chat(text(20, seed * 10 + i), "Tell a story."), 500, server.base))
         for i in range(8)
     ]
     await asyncio.sleep(0.6)
-    long = await ask(server.port, chat(text(4000, seed), "What is this?"), 8, server.adapters[0])
+    long = await ask(server.port, chat(text(4000, seed), "What is this?"), 8, server.base)
     answers = await asyncio.gather(*streams)
     gaps = [
         after - before
@@ -79,9 +88,9 @@ async def arrival(server: Server, seed: int) -> tuple[float, float]:
 def run(work: str, server: Server, seed: int) -> tuple[float, float]:
     """Runs one round of a workload."""
     if work == "shared":
-        return asyncio.run(together(server, 16, text(512, seed), seed))
+        return asyncio.run(together(server, 16, text(512, seed), seed, [server.base]))
     if work == "adapters":
-        return asyncio.run(together(server, 16, text(64, seed), seed))
+        return asyncio.run(together(server, 16, text(64, seed), seed, server.adapters))
     return asyncio.run(one(server, seed) if work == "one" else arrival(server, seed))
 
 
@@ -97,29 +106,30 @@ def compare(arguments: argparse.Namespace) -> None:
     """Prints the medians of all servers for each workload."""
     with ExitStack() as stack:
         servers = start_servers(stack, arguments)
-        for work in arguments.work:
-            report(work, measure(servers, work, arguments))
+        for place, work in enumerate(arguments.work, 1):
+            able = [server for server in servers if server.adapters or work != "adapters"]
+            report(work, measure(able, work, place * SEEDS, arguments))
 
 
 def measure(
-    servers: Sequence[Server], work: str, arguments: argparse.Namespace
+    servers: Sequence[Server], work: str, seed: int, arguments: argparse.Namespace
 ) -> dict[str, list[tuple[float, float]]]:
-    """Returns the results of the rounds of each server."""
+    """Returns the results of the rounds of each server; round 0, which is not counted, has the seed `seed`."""
     repeats = {}
     for server in servers:
         began = time.perf_counter()
-        take_turn(server, work, 0)
+        take_turn(server, work, seed)
         slow = time.perf_counter() - began > SLOW
         repeats[server.name] = min(SLOW_REPEAT, arguments.repeat) if slow else arguments.repeat
     results: dict[str, list[tuple[float, float]]] = {server.name: [] for server in servers}
-    for seed in range(1, arguments.repeat + 1):
+    for number in range(1, arguments.repeat + 1):
         if arguments.wait:
-            input(f"{work}: press Enter for round {seed}\n")
+            input(f"{work}: press Enter for round {number}\n")
         for server in servers:
-            if seed <= repeats[server.name]:
-                results[server.name].append(take_turn(server, work, seed))
+            if number <= repeats[server.name]:
+                results[server.name].append(take_turn(server, work, seed + number))
                 if arguments.verbose:
-                    print(seed, server.name, *results[server.name][-1], flush=True)
+                    print(number, server.name, *results[server.name][-1], flush=True)
     return results
 
 
@@ -196,6 +206,8 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
+    if "overhead" in arguments.work and len(arguments.work) > 1:
+        parser.error(f"overhead runs alone, but the workloads are {' '.join(arguments.work)}; run overhead by itself")
     (overhead if arguments.work == ["overhead"] else compare)(arguments)
 
 

@@ -16,9 +16,9 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,18 @@ CONTEXT, SLOTS = 16384, 16
 
 @dataclass
 class Server:
-    """A running server and its group of processes; `adapters` are the fields that select each adapter in a request."""
+    """A running server and its group of processes.
+
+    Attributes:
+        adapters: the fields that select each adapter in a request; none if the server has no adapters.
+        base: the fields that select the model without adapters.
+    """
 
     name: str
     port: int
     process: subprocess.Popen[bytes]
-    adapters: list[dict[str, Any]]
+    adapters: list[dict[str, Any]] = field(default_factory=list)
+    base: dict[str, Any] = field(default_factory=dict)
 
     def resume(self) -> None:
         """Lets the server run."""
@@ -60,7 +66,13 @@ def free_port() -> int:
 
 @contextmanager
 def started(
-    name: str, command: list[str], port: int, adapters: list[dict[str, Any]], settings: dict[str, str] | None = None
+    name: str,
+    command: list[str],
+    port: int,
+    *,
+    adapters: Sequence[dict[str, Any]] = (),
+    base: dict[str, Any] | None = None,
+    settings: dict[str, str] | None = None,
 ) -> Iterator[Server]:
     """Starts a server, waits until it is ready, and stops it until `resume`; ends it afterwards."""
     health = "health/ready" if name == "puna" else "health"
@@ -68,7 +80,7 @@ def started(
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
     )
-    server = Server(name, port, process, adapters or [{}])
+    server = Server(name, port, process, list(adapters), base or {})
     try:
         for _ in range(9000):  # vLLM compiles its model for minutes
             try:
@@ -80,7 +92,8 @@ def started(
         server.stop()
         yield server
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # the server has ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -107,7 +120,7 @@ def start_puna(arguments: argparse.Namespace, adapters: list[Path], *options: st
         "--threads", str(arguments.threads), *options,
     ]  # fmt: skip
     command += [part for path in adapters for part in ("--adapter", f"{path.stem}={path}")]
-    return started("puna", command, port, [{"model": path.stem} for path in adapters])
+    return started("puna", command, port, adapters=[{"model": path.stem} for path in adapters])
 
 
 def _start_llama_server(
@@ -121,11 +134,11 @@ def _start_llama_server(
         "--kv-unified" if cache == "unified" else "--no-kv-unified",
     ]  # fmt: skip
     command += [part for path in adapters for part in ("--lora", str(path))]
-    choices = [
-        {"lora": [{"id": other, "scale": float(other == number)} for other in range(len(adapters))]}
-        for number in range(len(adapters))
-    ]
-    return started(f"llama-server, flash {flash}, {cache} cache", command, port, choices)
+    numbers = range(len(adapters))
+    none, *choices = (  # without the field, llama-server adds all adapters
+        {"lora": [{"id": other, "scale": float(other == number)} for other in numbers]} for number in (-1, *numbers)
+    )
+    return started(f"llama-server, flash {flash}, {cache} cache", command, port, adapters=choices, base=none)
 
 
 def _start_vllm(arguments: argparse.Namespace, model: str) -> AbstractContextManager[Server]:
@@ -141,7 +154,7 @@ def _start_vllm(arguments: argparse.Namespace, model: str) -> AbstractContextMan
         "LD_PRELOAD": str(Path(arguments.vllm).parents[1] / "lib" / "libiomp5.so"),
         "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": "",
     }  # fmt: skip
-    return started(f"vLLM, {Path(model).name}", command, port, [], settings)
+    return started(f"vLLM, {Path(model).name}", command, port, settings=settings)
 
 
 def _start_openvino(arguments: argparse.Namespace) -> AbstractContextManager[Server]:
@@ -151,7 +164,7 @@ def _start_openvino(arguments: argparse.Namespace) -> AbstractContextManager[Ser
         arguments.openvino, str(script), arguments.openvino_model, "--port", str(port),
         "--threads", str(arguments.threads),
     ]  # fmt: skip
-    return started("OpenVINO GenAI", command, port, [], {"PYTHONPATH": ""})
+    return started("OpenVINO GenAI", command, port, settings={"PYTHONPATH": ""})
 
 
 def make_adapters(model: str, folder: Path, count: int) -> list[Path]:

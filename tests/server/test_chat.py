@@ -65,7 +65,8 @@ def _limited(max_tokens: str) -> str:
       "store is true; this server supports only false"),
      (_limited("1" + 30 * "0"),
       f"max_tokens is {10**30}, which is outside the range of int64: {-2**63} to {2**63 - 1}"),
-     (_limited("1e30"), f"max_tokens is {int(1e30)}; it must be an integer from 1 to {2**63 - 1}"),
+     (_limited("1e30"), f"max_tokens is 1e+30; it must be an integer from 1 to {2**63 - 1}"),
+     (_limited("0.0"), "max_tokens is 0.0; it must be an integer of at least 1"),
      (_limited("0"), "max_tokens is 0; it must be an integer of at least 1")],
 )  # fmt: skip
 def test_errors_show_values_as_in_json(client, body, text):

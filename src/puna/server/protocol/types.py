@@ -98,15 +98,14 @@ class Integer(Type):
     def read(self, path: str, value: Any, reader: Reader) -> int:
         """Returns the number as an int."""
         low, high = self._ends(reader.limits)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool):
+        number = int(value) if isinstance(value, float) and value.is_integer() else value
+        if not isinstance(number, int) or isinstance(number, bool):
             raise invalid(path, value, self.words(reader.limits))
-        if not _LOWEST <= value <= _HIGHEST:  # the words name no range if a field has none of its own
+        if not _LOWEST <= number <= _HIGHEST:  # the words name no range if a field has none of its own
             raise invalid(path, value, "an integer" + _range(low, high))
-        if not low <= value <= high:
+        if not low <= number <= high:
             raise invalid(path, value, self.words(reader.limits))
-        return value
+        return number
 
     def _ends(self, limits: Limits) -> tuple[int, int]:
         low, high = _bound(self.low, limits), _bound(self.high, limits)
