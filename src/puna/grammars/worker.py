@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import threading
 from typing import Any
+
+from llguidance import LLTokenizer
 
 from puna.grammars.library import byte_tokenizer, error_text, make_matcher
 from puna.processes.serving import serve_requests
@@ -40,7 +43,7 @@ def _answer(request: bytes) -> bytes:
 
 def _compile(rule: dict[str, Any], special: list[str]) -> str:
     try:
-        matcher, error = make_matcher(rule, byte_tokenizer(special))
+        matcher, error = make_matcher(rule, _tokenizer(tuple(special)))
         if error is None:
             matcher.compute_bitmask()
             error = f"no text follows it ({error_text(matcher)})" if matcher.is_error() else None
@@ -49,3 +52,9 @@ def _compile(rule: dict[str, Any], special: list[str]) -> str:
     except Exception as exc:
         return f"F{type(exc).__name__}: {exc}"
     return "" if error is None else f"R{error}"
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(special: tuple[str, ...]) -> LLTokenizer:
+    """Returns the tokenizer of bytes. Cached, because making it takes longer than compiling a small grammar."""
+    return byte_tokenizer(special)
