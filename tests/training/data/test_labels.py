@@ -10,8 +10,10 @@ import pytest
 
 from puna.errors import ConfigError, DataError
 from puna.tokenizer import load_tokenizer
+from puna.training.data.read import DataOptions
 from puna.training.settings import TrainingSettings
 from puna.training.tasks.labelled import read_labelled
+from puna.training.tasks.labelled_preview import detect_task
 from tests.golden.files import LAYOUTS
 
 
@@ -149,6 +151,46 @@ def test_columns_that_values_do_not_tell_are_an_error(tokenizer, tmp_path, value
     with pytest.raises(DataError, match=r"line 2: the columns are 'x', 'y y', 'z'; which ha.*Name (it|them)") as caught:
         read(file, tokenizer)
     assert "on the command line --columns" in str(caught.value)
+
+
+LINES = {
+    "many labels": ("utterance,intent_name,split", 300, lambda n: f"intent {n * 37 % 77},{'dev' if n % 5 else 'test'}"),
+    "many sorted labels": ("utterance,intent_name,split", 5000, lambda n: f"i{n // 5},{'dev' if n % 7 else 'test'}"),
+    "sorted labels": ("utterance,verdict,lang", 600, lambda n: f"{'y' if n < 300 else 'n'},{'en' if n % 3 else 'de'}"),
+    "a constant column": ("utterance,verdict,lang", 50, lambda n: f"good,{'en' if n % 3 else 'de'}"),
+    "measured values": ("utterance,mark,lang", 50, lambda n: f"{n / 64},{'en' if n % 3 else 'de'}"),
+    "empty values": ("utterance,verdict,lang", 50, lambda n: f"{'' if n % 9 else n},{'en' if n % 3 else 'de'}"),
+}  # fmt: skip
+"""Name, header, number of rows, and the values of a row after its text."""
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_another_column_that_could_have_the_labels_is_an_error(tokenizer, tmp_path, name):
+    header, count, line = LINES[name]
+    _, label, other = header.split(",")
+    file = tmp_path / "data.csv"
+    file.write_text("\n".join([header, *(f"the llama {n} lives there,{line(n)}" for n in range(count))]))
+    assert detect_task(file, DataOptions()) == ("sft", "")
+    message = f"'utterance', '{label}', '{other}'; which has the label.*, on the command line --columns label={label}"
+    with pytest.raises(DataError, match=message):
+        read(file, tokenizer)
+    assert len(read(file, tokenizer, columns={"label": other})) == count
+
+
+def test_a_column_that_some_rows_lack_could_have_the_labels(tokenizer):
+    data = [
+        {"x": f"the llama {n} lives", "lang": "de" if n % 3 else "en"} | ({"y": "a"} if n else {}) for n in range(30)
+    ]
+    with pytest.raises(DataError, match="which has the label"):
+        read([*data[1:], data[0]], tokenizer)
+
+
+def test_sorted_labels_are_told_by_values(tokenizer, tmp_path):
+    file = tmp_path / "data.csv"
+    lines = [f"{n + 7},the llama {n} lives,{'ham' if n < 500 else 'spam'}" for n in range(600)]
+    file.write_text("\n".join(["id,message,kind", *lines]))
+    assert detect_task(file, DataOptions()) == ("classify", "kind")
+    assert read(file, tokenizer).labels.names == ("ham", "spam")
 
 
 @pytest.mark.parametrize(

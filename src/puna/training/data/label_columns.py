@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 SAMPLE = 200
-"""Rows whose values tell the columns, if the names do not."""
+"""Number of rows whose values tell the columns, if the names do not."""
 
 _MIN_ROWS = 10
 _LABEL_SHARE = 0.2
@@ -14,6 +16,8 @@ _LABEL_SHARE = 0.2
 
 _TEXT_SHARE, _TEXT_WORDS = 0.5, 3
 """Different values of a column with texts, at least, relative to the rows, and words of each, on average."""
+
+_FRACTION = re.compile(r"\s*[-+]?\d*[.,]\d+\s*")
 
 TEXT = ("text", "sentence", "content", "review", "message", "body", "document", "tweet", "comment", "question", "input")
 """Names of the column with the text, the most usual first."""
@@ -30,17 +34,27 @@ def certain_label(names: list[str]) -> str:
     return next((name for name in names if name.strip().casefold() in CERTAIN_LABEL), "")
 
 
-def columns_by_values(rows: Sequence[Mapping[str, Any]]) -> tuple[str | None, str | None]:
+def columns_by_values(
+    rows: Sequence[Mapping[str, Any]], text: str | None = None, label: str | None = None
+) -> tuple[str | None, str | None]:
     """Returns the columns with the texts and the labels of some rows; None for one that the values do not tell.
 
-    Texts are different in most rows and have several words. Labels repeat.
+    Texts are different in most rows and have several words. Labels repeat; their column is told only if every other
+    column has texts or identifiers, since any other could have the labels as well: one with many labels, for example.
+
+    Args:
+        text, label: columns that are known.
     """
     if len(rows) < _MIN_ROWS:
-        return None, None
-    names = [name for name in rows[0] if all(name in row for row in rows)]
-    texts = [name for name in names if _are_texts([row[name] for row in rows])]
-    labels = [name for name in names if _are_labels([row[name] for row in rows])]
-    return (texts[0] if len(texts) == 1 else None, labels[0] if len(labels) == 1 else None)
+        return text, label
+    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+    texts = [name for name, values in columns.items() if name != label and _are_texts(values)]
+    others = [
+        name for name, values in columns.items() if name != text and name not in texts and not _are_identifiers(values)
+    ]
+    if label is None and len(others) == 1 and _are_labels(columns[others[0]]):
+        label = others[0]
+    return text or (texts[0] if len(texts) == 1 else None), label
 
 
 def _are_texts(values: list[Any]) -> bool:
@@ -51,6 +65,13 @@ def _are_texts(values: list[Any]) -> bool:
 
 
 def _are_labels(values: list[Any]) -> bool:
-    if not all(isinstance(value, str | int) and value != "" for value in values):
+    if not all(isinstance(value, str | Integral) and value != "" for value in values):
         return False
     return 2 <= len(set(values)) <= max(2, _LABEL_SHARE * len(values))
+
+
+def _are_identifiers(values: list[Any]) -> bool:
+    """Returns whether all values are different names or whole numbers; different fractions are measured values."""
+    if not all(isinstance(value, str | Integral) for value in values):
+        return False
+    return len(set(values)) == len(values) and not any(_FRACTION.fullmatch(str(value)) for value in values)

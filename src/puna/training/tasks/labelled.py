@@ -100,7 +100,7 @@ def read_entries(
             "error".
     """
     rows = open_rows(data, settings.split)
-    columns = LabelColumns.of([rows.read(0), *sample_rows(rows, 1)], settings.columns, names)
+    columns = LabelColumns.of(rows.read(0), lambda: sample_rows(rows, 1), settings.columns, names)
     entries = []
     for index in range(len(rows)):
         with skipped_errors(settings):
@@ -110,9 +110,12 @@ def read_entries(
 
 
 def sample_rows(rows: Rows, start: int = 0) -> list[Row]:
-    """Returns those of the first rows, from `start`, that can be read."""
-    sample = []
-    for index in range(start, min(len(rows), SAMPLE)):
+    """Returns at most SAMPLE rows, from `start`, without those that cannot be read.
+
+    Half are the first rows, among which sorted labels repeat; the others are spread over all rows, where they change.
+    """
+    sample, half = [], SAMPLE // 2
+    for index in (*range(start, min(len(rows), half)), *range(half, len(rows), max(1, -(-(len(rows) - half) // half)))):
         with suppress(DataError):
             sample.append(rows.read(index))
     return sample

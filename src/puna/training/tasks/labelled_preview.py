@@ -36,7 +36,7 @@ def detect_task(data: Any, options: DataOptions) -> tuple[str, str]:
     if any(name.strip().casefold() in _SFT_COLUMNS for name in names):
         return "sft", ""
     if not column and "text" not in names:  # which a format of sft has
-        text, label = columns_by_values([row.values for row in rows])
+        text, label = columns_by_values([row.values for row in rows], (options.columns or {}).get("text"))
         column = label if text is not None and label is not None else ""
     return ("classify", column) if column else ("sft", "")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -48,18 +48,24 @@ class LabelColumns:
     labels: tuple[str, ...]
 
     @classmethod
-    def of(cls, rows: Sequence[Row], columns: Mapping[str, str] | None, names: Sequence[str] | None) -> LabelColumns:
+    def of(
+        cls,
+        row: Row,
+        sample: Callable[[], Sequence[Row]],
+        columns: Mapping[str, str] | None,
+        names: Sequence[str] | None,
+    ) -> LabelColumns:
         """Returns the columns of a data set, by their names, or else by the values of some rows.
 
         Args:
-            rows: the first rows; at least one.
+            row: the first row.
+            sample: returns other rows; called if the names do not tell the columns.
             columns: the setting: the user's names for "text" and "label".
             names: the labels; if each is a column, these columns have the labels.
 
         Raises:
             DataError: the columns cannot be told; or a column of `columns` does not exist.
         """
-        row = rows[0]
         present, chosen = list(row.values), dict(columns or {})
         for key, name in chosen.items():
             if key not in ("text", "label"):
@@ -71,9 +77,7 @@ class LabelColumns:
             labels: tuple[str, ...] = tuple(names)
             return cls(text or _other(present, labels, row, "text"), labels)
         if (text is None or label is None) and len(present) > 1 + ((text or label) is not None):
-            by_text, by_label = columns_by_values([item.values for item in rows])
-            text = text or (by_text if by_text != label else None)
-            label = label or (by_label if by_label != text else None)
+            text, label = columns_by_values([item.values for item in (row, *sample())], text, label)
         if text is None and label is None and len(present) != 1:
             raise DataError(
                 f"{row.source}: the columns are {', '.join(map(show, present))}; which have the text and the label? "
