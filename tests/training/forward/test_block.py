@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
+
 import pytest
 import torch
 
+from puna.training.forward.fused import products
 from puna.training.forward.fused.block import Block, Blocks, block_bytes
 from puna.training.forward.fused.layer import FusedLayer
 from puna.training.forward.fused.model import FusedForward
@@ -56,6 +60,33 @@ def test_memory_is_used_again_when_all_tensors_are_gone():
     assert memory.take([64])[0].empty((4,), torch.float32).data_ptr() == again
 
 
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no huge pages to ask for")
+def test_a_kernel_without_transparent_huge_pages_is_no_error(monkeypatch):
+    asked = []
+
+    class Memory(mmap.mmap):
+        def madvise(self, option):
+            asked.append(option)
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", Memory)
+    assert Blocks().take([64])[0].empty((4,), torch.float32).fill_(1).tolist() == [1] * 4
+    assert asked == [mmap.MADV_HUGEPAGE]
+
+
+def test_an_evaluation_frees_the_memory():
+    forward = FusedForward(attached(new_model(), "lora", rank=4))
+    before = gradients(forward, new_batch(40, 30))
+    assert forward._blocks._memory is not None
+    forward.training = False
+    with torch.no_grad():
+        forward.losses(new_batch(40, 30), 1.0)
+    assert forward._blocks._memory is None
+    forward.training = True
+    after = gradients(forward, new_batch(40, 30))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_are_those_without_blocks(name, dtype, monkeypatch):
@@ -71,7 +102,11 @@ def test_gradients_are_those_without_blocks(name, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_all_kept_values_are_in_the_block(name, monkeypatch):
+@pytest.mark.parametrize("onednn", [products._ONEDNN, True])
+def test_all_kept_values_are_in_the_block(name, onednn, monkeypatch):
+    if onednn and not torch.backends.mkldnn.is_available():
+        pytest.skip("this build of PyTorch lacks oneDNN")
+    monkeypatch.setattr(products, "_ONEDNN", onednn)
     method, options = METHODS[name]
     trainable = attached(new_model().bfloat16(), method, **options)
     forward = FusedForward(trainable)
@@ -82,3 +117,10 @@ def test_all_kept_values_are_in_the_block(name, monkeypatch):
         assert 0.9 * len(block._bytes) < block._used <= len(block._bytes)
     assert all(not len(block._bytes) for block in blocks[: forward._lowest])
     loss.backward()
+
+
+def test_outputs_that_products_do_not_write_need_no_block(monkeypatch):
+    forward = FusedForward(attached(new_model().float(), "lora", rank=4))
+    for onednn in (True, False):
+        monkeypatch.setattr(products, "_ONEDNN", onednn)
+        assert (forward._layers[-1].kept_bytes(70) == 0) is onednn

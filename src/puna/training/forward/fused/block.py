@@ -1,13 +1,15 @@
 """The memory of all values that the layers keep for the backward pass: one piece, apart from the heap of the C library.
 
-In the heap, kept values would lie between those that a layer needs for a moment, whose memory would then have the wrong
-sizes for the next layers: a fifth of the memory of the process would be free, and not usable.
+In the heap, kept values would lie between values that a layer needs only for a moment. When these are freed, the gaps
+between the kept values are too small for the tensors of the next layers: a fifth of the memory of the process was free,
+but could not be used.
 """
 
 from __future__ import annotations
 
 import math
 import mmap
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -23,7 +25,10 @@ def block_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
 
 
 class Block:
-    """Memory for the tensors of one layer, which are filled before autograd saves any: they share a count of changes.
+    """Memory for the tensors of one layer.
+
+    The tensors share autograd's version counter. All of them are filled before autograd saves one of them, because a
+    later change would be an error in the backward pass.
 
     Args:
         memory: bytes. Tensors that do not fit have memory of their own.
@@ -52,7 +57,7 @@ class Block:
 
 
 class Blocks:
-    """Memory for the blocks of a forward pass, which the next one uses again if all tensors of this one are gone."""
+    """Memory for the blocks of a forward pass. The next forward pass reuses it if no tensor in it exists any more."""
 
     def __init__(self) -> None:
         self._memory: mmap.mmap | None = None
@@ -69,7 +74,11 @@ class Blocks:
             self._memory = _mapped(-(-total // _HUGE_PAGE) * _HUGE_PAGE)
         whole = torch.frombuffer(self._memory, dtype=torch.uint8, count=total)
         self._users = StorageWeakRef(whole.untyped_storage())  # type: ignore[no-untyped-call]
-        return [Block(part.data) for part in torch.split(whole, sizes)]  # `data`: a count of changes for each
+        return [Block(part.data) for part in torch.split(whole, sizes)]  # `data`: a version counter of its own
+
+    def free(self) -> None:
+        """Frees the memory, once no tensor in it exists any more. `take` maps new memory."""
+        self._memory = None
 
 
 def _mapped(size: int) -> mmap.mmap:
@@ -77,5 +86,6 @@ def _mapped(size: int) -> mmap.mmap:
         return mmap.mmap(-1, size)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a kernel without transparent huge pages; the memory is usable
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return memory

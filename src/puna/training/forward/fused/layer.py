@@ -15,7 +15,7 @@ from puna.model.llama import LlamaDecoderLayer
 from puna.training.forward.fused.attention import Attention
 from puna.training.forward.fused.block import Block, block_bytes
 from puna.training.forward.fused.operations import Operations, normed_rows
-from puna.training.forward.fused.products import product_dtype, writes_products
+from puna.training.forward.fused.products import writes_products
 from puna.training.forward.fused.projection import Kept, Projection, Tensors, master_of
 from puna.training.methods.base import Trainable
 
@@ -85,8 +85,8 @@ class FusedLayer:
 
     def kept_bytes(self, tokens: int) -> int:
         """Returns the bytes of a block for the output of the layer, and for the activations that `backward` needs."""
-        if not writes_products(product_dtype(self.dtype)):
-            return 0
+        if self.dtype == torch.float32 and not writes_products(self.dtype):
+            return 0  # the products allocate the outputs; of another type, outputs are converted into the block
         projections = (self._qkv, self._o, self._gate_up, self._down)
         attention = block_bytes((tokens, self._heads[0] * self._heads[1]), self.dtype)
         sums = block_bytes((tokens, self._heads[0]), torch.float32)

@@ -75,6 +75,8 @@ class FusedForward:
         Args:
             outputs: those of the layers, (L, T, D), if another implementation has computed them.
         """
+        if not self.training:
+            self._blocks.free()  # evaluations keep no activations
         prompt = self.trainable.prompt
         count = 0 if prompt is None else len(prompt)
         lengths = tuple(count + length for length in batch.lengths)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from puna.training.forward.fused.block import Block, block_bytes
 from puna.training.forward.fused.matrices import matrix_of
-from puna.training.forward.fused.products import add_product, product, product_dtype, weight_gradient
+from puna.training.forward.fused.products import add_product, product, product_dtype, weight_gradient, writes_products
 from puna.training.methods.attach import row_factors
 from puna.training.methods.base import Trainable
 
@@ -98,7 +98,8 @@ class Projection:
         kept, factors, dtype = Kept(), self._input_factors(tensors), x.dtype
         x = (x if factors is None else x * factors).to(self._dtype)
         matrix = self._matrix.value()
-        y = product(x, matrix, block.empty((len(x), len(matrix)), dtype) if self._dtype == dtype else None)
+        written = self._dtype == dtype and writes_products(dtype)
+        y = product(x, matrix, block.empty((len(x), len(matrix)), dtype) if written else None)
         del matrix
         if self._bias is not None:
             y += self._bias
