@@ -137,6 +137,12 @@ def show(value: object) -> str:
     return _start(text)
 
 
+def show_path(path: object) -> str:
+    """Returns the `repr` of a path's text, for a message: complete, unless it is longer than systems allow."""
+    text = repr(str(path))
+    return text if len(text) <= 4096 else f"{text[:4096]}..."
+
+
 def show_json(value: object) -> str:
     """Returns the start of a JSON value, for a message: texts as `show` does, true and null as in JSON."""
     import json  # only for errors

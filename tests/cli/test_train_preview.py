@@ -117,9 +117,10 @@ def test_prompts_with_a_column_of_labels_are_for_sft(tmp_path):
 def test_a_missing_file_among_several_is_an_error(tmp_path):
     (tmp_path / "chats").mkdir()
     (tmp_path / "chats/train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
-    result = run("train", "preview", "-m", str(LAYOUTS["hf"]), str(tmp_path / "chats"), str(tmp_path / "mising"))
+    missing = tmp_path / ("long" * 40) / "mising"
+    result = run("train", "preview", "-m", str(LAYOUTS["hf"]), str(tmp_path / "chats"), str(missing))
     assert result.exit_code == 1
-    assert "mising': no such file or folder" in result.stderr
+    assert f"'{missing}': no such file or folder" in result.stderr
 
 
 def test_a_file_of_settings_tells_the_data_and_the_task(chats, tmp_path):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from puna.errors import ArgumentError, ModelNotFoundError, PunaError, show
+from puna.errors import ArgumentError, ModelNotFoundError, PunaError, show, show_path
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def has_file(path: Path, error: type[PunaError]) -> bool:
             return False
         if path.is_symlink() and not path.exists():
             raise error(
-                f"{path} is a link to {show(str(path.readlink()))}, which does not exist; download the file again, "
+                f"{path} is a link to {show_path(path.readlink())}, which does not exist; download the file again, "
                 "or delete the link if the model has no such file"
             )
         raise error(f"{path}: a {'folder' if path.is_dir() else 'special file'}; give a regular file")

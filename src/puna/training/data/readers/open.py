@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from puna.errors import ArgumentError, DataError, ModelNotFoundError, show
+from puna.errors import ArgumentError, DataError, ModelNotFoundError, show, show_path
 from puna.files import has_file, reading_errors
 from puna.files.data_files import DATA_SUFFIXES, choose_data_files, data_format
 from puna.hub import data_set_files, parse
@@ -121,7 +121,7 @@ def _files(path: Any, split: str) -> list[Path]:
     with reading_errors(DataError):
         if not Path(path).exists():
             if (reference := parse(path)) is None or data_format(str(path)):
-                raise ModelNotFoundError(f"{show(str(path))}: no such file or folder; {_EXAMPLE}")
+                raise ModelNotFoundError(f"{show_path(path)}: no such file or folder; {_EXAMPLE}")
             return data_set_files(reference, split)
         folder = Path(path)
         if not folder.is_dir():
