@@ -113,8 +113,8 @@ check: $(VENV)/.puna $(VENV)/.dev
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 	$(call build,native,$(RELEASE),all $(PROGRAMS))
 
-# Compares every kernel with its reference implementation, for every instruction set of this processor and for emulated
-# AVX-512, and the bits of a batch's results in all schedules.
+# Compares every kernel with its reference implementation, for every instruction set of this processor and, with fewer
+# cases, for emulated AVX-512, and the bits of a batch's results in all schedules.
 kernels: $(VENV)/.build
 	$(call build,native,$(RELEASE),$(PROGRAMS))
 	build/native/schedules

@@ -49,7 +49,7 @@ struct IntegerFormat {
                                                                           : 63;
     static constexpr int kZero = kTable ? 128 : kZeroPoint;
     static constexpr bool kHalfScales = kScaleKind == Scales::kSignedHalves || kScaleKind == Scales::kNibbles;
-    static constexpr bool kHalf = kScaleKind == Scales::kHalf;
+    static constexpr bool kHalfPrecision = kScaleKind == Scales::kHalf;
     static constexpr bool kHasMin =
         kScaleKind == Scales::kHalfAndMin || kScaleKind == Scales::kSixBit || kScaleKind == Scales::kNibbles;
     // Whether it is faster to unpack panels in registers for every tile of tokens than to unpack them once to memory.
@@ -223,7 +223,7 @@ PUNA_INLINE void init_sums(const ActivationBlock* a, int64_t stride, i32x16 (&su
 constexpr float kMagic = 12582912.0f;
 #if defined(__AVX2__) && !defined(PUNA_DOT_BYTES)
 template <typename F, int kTokens>
-constexpr bool kFloatBits = F::kHalf && F::kZero != 0 && kTokens > 1;
+constexpr bool kFloatBits = F::kHalfPrecision && F::kZero != 0 && kTokens > 1;
 #else
 template <typename F, int kTokens>
 constexpr bool kFloatBits = false;

@@ -28,10 +28,10 @@ INPUTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def new_model(rope: str, layers: int = 2, **fields: Any) -> LlamaForCausalLM:
+def new_model(rope: str, **fields: Any) -> LlamaForCausalLM:
     torch.manual_seed(0)
     length = 8 if rope in ("dynamic", "longrope") else 64
-    sizes = {"num_hidden_layers": layers, "num_key_value_heads": 2}  # a graph needs time for each layer
+    sizes = {"num_hidden_layers": 2, "num_key_value_heads": 2}  # a graph needs time for each layer
     config = config_of(rope_scaling=ROPES[rope], max_position_embeddings=length, **sizes, **fields)
     return LlamaForCausalLM(config).eval()
 
