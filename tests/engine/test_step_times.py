@@ -272,3 +272,20 @@ def test_a_prompt_is_read_in_large_parts_if_a_step_has_a_fixed_cost() -> None:
     while len(engine.scheduler.running) + len(engine.scheduler.waiting) > 1:
         engine.step()
     assert sum(len(batch) > 1 for batch in backend.batches) < 12
+
+
+@pytest.mark.parametrize("slow", [1, 2])
+def test_a_few_slow_reads_are_not_a_fixed_cost(slow):
+    """For example the first short prompts after an idle time, when no weights are in a cache."""
+    times = StepTimes()
+    for _ in range(4):
+        times.record(decoded=0, read=512, seconds=0.5)
+        times.record(decoded=8, read=0, seconds=0.02)
+    undisturbed = times.budget(8, 1, limit=512)
+    assert undisturbed < 32
+    for _ in range(slow):
+        times.record(decoded=0, read=20, seconds=0.4)
+    assert times.budget(8, 1, limit=512) <= undisturbed
+    times.record(decoded=0, read=20, seconds=0.02)
+    times.record(decoded=0, read=20, seconds=0.4)
+    assert times.budget(8, 1, limit=512) <= undisturbed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 MAX_SLOWDOWN = 2.0
 """Time of a step that also reads prompts, as a multiple of the same step without them.
 
@@ -24,6 +26,10 @@ _SMALL_READ, _FIXED_COST = 64, 4.0
 """If a token costs this many times more in reads of fewer tokens than in larger ones, the time of a step hardly depends
 on the number of tokens. On a GPU, a step that only decodes is one CUDA graph; others are launched by kernel."""
 
+_SMALL_READS = 3
+"""Number of latest reads of fewer tokens that must all cost so much. A single one is also slow after an idle time, when
+no weights are in a cache, or while the machine is busy."""
+
 _SHARED_READ = 128
 """Maximum number of prompt tokens of a step in which several requests read and none decodes.
 
@@ -41,7 +47,8 @@ class StepTimes:
         self._steps = 0
         self._decoding: dict[int, tuple[float, int]] = {}  # number of tokens -> (seconds, number of the latest step)
         self._per_prompt_token: float | None = None
-        self._small_reads: tuple[float | None, int] = (None, 0)  # (seconds per token, number of the latest step)
+        self._small_reads: deque[float] = deque(maxlen=_SMALL_READS)  # seconds per token
+        self._latest_small_read = 0  # number of the step
         self._large_reads: float | None = None  # seconds per token
 
     def record(self, decoded: int, read: int, seconds: float) -> None:
@@ -56,7 +63,8 @@ class StepTimes:
             latest = max(0.0, seconds - without) / read
             self._per_prompt_token = _average(self._per_prompt_token, latest)
             if read < _SMALL_READ:
-                self._small_reads = _average(self._small_reads[0], latest), self._steps
+                self._small_reads.append(latest)
+                self._latest_small_read = self._steps
             else:
                 self._large_reads = _average(self._large_reads, latest)
 
@@ -99,12 +107,12 @@ class StepTimes:
         return min(limit, max(MIN_READ, count))
 
     def _has_fixed_cost(self) -> bool:
-        """Returns whether small reads recently took about as long as large ones."""
-        small, step = self._small_reads
-        if small is not None and self._steps - step > _RECENT_STEPS:
-            self._small_reads = None, 0  # measured again
+        """Returns whether the latest small reads took about as long as large ones."""
+        if self._steps - self._latest_small_read > _RECENT_STEPS:
+            self._small_reads.clear()  # measured again
+        if len(self._small_reads) < _SMALL_READS or not self._large_reads:
             return False
-        return bool(small and self._large_reads and small > _FIXED_COST * self._large_reads)
+        return min(self._small_reads) > _FIXED_COST * self._large_reads
 
     def _nearest(self, tokens: int) -> float | None:
         """Returns the seconds of a step that decodes `tokens` tokens, or fewer, but at least half of them."""
