@@ -1,7 +1,7 @@
 """Compares `puna serve` with other servers under load, over HTTP.
 
     python benchmarks/load.py {shared,one,adapters,arrival} ... --model FILE [--repeat 5] [--llama-server PATH]
-        [--vllm PATH --vllm-models FOLDER ...] [--openvino PATH --openvino-model FOLDER]
+        [--vllm PATH --vllm-models FOLDER ...] [--openvino PATH --openvino-models FOLDER ...]
     python benchmarks/load.py overhead --model FILE [--repeat 5]
 
 shared    16 clients with the same system prompt of about 512 tokens, which is new in each round
@@ -23,7 +23,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -199,13 +201,14 @@ def main() -> None:
     parser.add_argument("--vllm-models", nargs="+", default=[], help="Hugging Face folders; each gets a server")
     parser.add_argument("--vllm-options", nargs="+", default=[], help="more options of `vllm serve`, without --: eager")
     parser.add_argument("--openvino", help="path of Python in OpenVINO's environment")
-    parser.add_argument("--openvino-model", help="the exported folder (peers/serve_openvino_genai.py)")
+    parser.add_argument("--openvino-models", nargs="+", default=[], help="exported folders; each gets a server")
     parser.add_argument("--model", required=True)
     parser.add_argument("--wait", action="store_true", help="wait for a line of input before each round")
     parser.add_argument("--verbose", action="store_true", help="print every round")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that all servers are ended
     if "overhead" in arguments.work and len(arguments.work) > 1:
         parser.error(f"overhead runs alone, but the workloads are {' '.join(arguments.work)}; run overhead by itself")
     (overhead if arguments.work == ["overhead"] else compare)(arguments)

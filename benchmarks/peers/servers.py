@@ -108,7 +108,7 @@ def start_servers(stack: ExitStack, arguments: argparse.Namespace) -> list[Serve
     if arguments.vllm:
         result += [stack.enter_context(_start_vllm(arguments, model)) for model in arguments.vllm_models]
     if arguments.openvino:
-        result.append(stack.enter_context(_start_openvino(arguments)))
+        result += [stack.enter_context(_start_openvino(arguments, model)) for model in arguments.openvino_models]
     return result
 
 
@@ -157,14 +157,13 @@ def _start_vllm(arguments: argparse.Namespace, model: str) -> AbstractContextMan
     return started(f"vLLM, {Path(model).name}", command, port, settings=settings)
 
 
-def _start_openvino(arguments: argparse.Namespace) -> AbstractContextManager[Server]:
+def _start_openvino(arguments: argparse.Namespace, model: str) -> AbstractContextManager[Server]:
     port = free_port()
     script = Path(__file__).with_name("serve_openvino_genai.py")
     command = [
-        arguments.openvino, str(script), arguments.openvino_model, "--port", str(port),
-        "--threads", str(arguments.threads),
+        arguments.openvino, str(script), model, "--port", str(port), "--threads", str(arguments.threads),
     ]  # fmt: skip
-    return started("OpenVINO GenAI", command, port, settings={"PYTHONPATH": ""})
+    return started(f"OpenVINO GenAI, {Path(model).name}", command, port, settings={"PYTHONPATH": ""})
 
 
 def make_adapters(model: str, folder: Path, count: int) -> list[Path]:
