@@ -36,7 +36,7 @@ def test_every_block_is_in_a_language_that_is_tested():
 @pytest.mark.slow
 def test_python_blocks_run(block, folder):
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", block], cwd=folder, capture_output=True, text=True, timeout=120
+        [sys.executable, "-W", "error", "-c", block], cwd=folder, capture_output=True, text=True, timeout=900
     )
     assert run.returncode == 0, run.stderr
     if "print(" in block:
@@ -51,7 +51,7 @@ def test_shell_lines_run(line, folder):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         env={**os.environ, "PATH": path},
     )
     assert run.returncode == 0, run.stderr
