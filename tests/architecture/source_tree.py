@@ -53,6 +53,12 @@ def imports(tree: ast.AST) -> list[tuple[str, int]]:
     return result
 
 
+@functools.cache
+def imports_of(path: Path) -> list[tuple[str, int]]:
+    """Returns the imports of a file; callers do not change the list."""
+    return imports(tree_of(path))
+
+
 def imports_at_load(tree: ast.Module) -> list[str]:
     """Returns the imports that run when the file is loaded: none in functions or under TYPE_CHECKING."""
     result: list[str] = []
@@ -81,7 +87,7 @@ def import_graph() -> dict[str, set[str]]:
         name = module_name(path)
         if name == "puna":
             continue
-        for imported, _ in imports(tree_of(path)):
+        for imported, _ in imports_of(path):
             target = imported if imported in names else imported.rpartition(".")[0]
             if target in names:
                 graph[name].add(target)

@@ -10,6 +10,7 @@ from tests.architecture.source_tree import (
     import_graph,
     imports,
     imports_at_load,
+    imports_of,
     modules,
     package_of,
     short_path,
@@ -76,7 +77,7 @@ def test_imports_go_down():
         package = package_of(path)
         if package in ("__init__", "__main__"):
             continue
-        for name, line in imports(tree_of(path)):
+        for name, line in imports_of(path):
             first, _, rest = name.partition(".")
             if first != "puna":
                 continue
@@ -106,9 +107,9 @@ def test_imports_in_functions_and_for_types_are_part_of_the_graph():
 
 def test_the_core_imports_no_torch_and_nothing_imports_transformers():
     for path in modules():
-        tree, name = tree_of(path), short_path(path)
-        at_load = _first_names(imports_at_load(tree))
-        assert _first_names(name for name, _ in imports(tree)) & OTHER_LIBRARIES <= OPTIONAL.get(name, set()), name
+        name = short_path(path)
+        at_load = _first_names(imports_at_load(tree_of(path)))
+        assert _first_names(name for name, _ in imports_of(path)) & OTHER_LIBRARIES <= OPTIONAL.get(name, set()), name
         assert not at_load & OTHER_LIBRARIES, name
         assert package_of(path) in TORCH_PACKAGES or "torch" not in at_load, name
 
@@ -116,10 +117,10 @@ def test_the_core_imports_no_torch_and_nothing_imports_transformers():
 def test_only_hub_uses_the_network():
     network = {"huggingface_hub", "urllib", "http", "socket", "requests", "httpx"}
     for path in modules():
-        tree, name = tree_of(path), short_path(path)
+        name = short_path(path)
         allowed = NETWORK.get(name, {"huggingface_hub"} if package_of(path) == "hub" else set())
-        assert _first_names(name for name, _ in imports(tree)) & network <= allowed, name
-        assert not _first_names(imports_at_load(tree)) & network, name
+        assert _first_names(name for name, _ in imports_of(path)) & network <= allowed, name
+        assert not _first_names(imports_at_load(tree_of(path))) & network, name
 
 
 def test_only_native_reads_the_environment():

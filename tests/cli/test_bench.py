@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,17 @@ from puna.cli.measure.disturbance import OtherPrograms, disturbance
 from puna.config import LlamaConfig
 from puna.native.measure import MachineSpeed, measure_machine
 from tests.cli.test_cli import as_json, run
+
+
+@cache
+def measured_machine(threads: int | None) -> MachineSpeed:
+    """Measures the machine once for all tests."""
+    return measure_machine(threads)
+
+
+@pytest.fixture(autouse=True)
+def one_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("puna.native.measure.measure_machine", measured_machine)
 
 
 @pytest.mark.slow

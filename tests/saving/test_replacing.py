@@ -133,17 +133,15 @@ def test_a_killed_save_never_leaves_a_mixture(tmp_path: Path, case: str, error: 
                 assert f"those of the earlier save are in {old_folder.name}, move them back" in str(exc)
             else:
                 break
-        if content(folder) in (old, new):
+        found = content(folder)
+        if found in (old, new):
             open_checkpoint(folder)
             continue
         refused += 1
         with pytest.raises(PunaError, match=r"config\.json"):
             open_checkpoint(folder)
         earlier_saves = [content(old_files) for old_files in folder.glob(".old-*")]
-        assert all(
-            raw in (content(folder).get(name), *(files.get(name) for files in earlier_saves))
-            for name, raw in old.items()
-        )
+        assert all(raw in (found.get(name), *(files.get(name) for files in earlier_saves)) for name, raw in old.items())
     assert (refused == 0) == (case == "file over file")
     assert content(folder) == new
 
