@@ -13,7 +13,7 @@ from tokenizers.normalizers import NFC, Lowercase
 from tokenizers.pre_tokenizers import ByteLevel
 
 from puna import load_tokenizer
-from puna.convert.tokenizer_files import gguf_tokenizer, gguf_tokenizer_notes
+from puna.convert.tokenizer_files import gguf_tokenizer
 from puna.errors import TokenizerError
 from puna.formats.gguf_writer import write_gguf
 from puna.tokenizer.files.byte_level import name_of, pipeline_step, pre_tokenizer, pre_tokenizers
@@ -196,7 +196,7 @@ def test_a_name_is_found_for_the_rules_of_a_tokenizer_json(
     folder = tmp_path / "folder"
     folder.mkdir()
     pipeline.save(str(folder / "tokenizer.json"))
-    keys = gguf_tokenizer(folder, pipeline.get_vocab_size())
+    keys, _ = gguf_tokenizer(folder, pipeline.get_vocab_size())
     assert splits_of(str(keys["tokenizer.ggml.pre"])) == splits_of(pre)
     write_gguf(tmp_path / "m.gguf", {"general.architecture": "llama"} | keys, [])
     converted = load_tokenizer(tmp_path / "m.gguf")
@@ -236,11 +236,11 @@ def test_ignore_merges_is_compared_only_if_it_matters() -> None:
 def test_normalizers_that_change_texts_are_refused(trained_pipeline: Tokenizer, tmp_path: Path) -> None:
     pipeline = reference(trained_pipeline, [GPT2], False)
     pipeline.save(str(tmp_path / "tokenizer.json"))
-    assert gguf_tokenizer_notes(tmp_path) == []
+    assert gguf_tokenizer(tmp_path, pipeline.get_vocab_size())[1] == []
     pipeline.normalizer = NFC()
     assert name_of(pipeline) == "gpt-2"
     pipeline.save(str(tmp_path / "tokenizer.json"))
-    assert gguf_tokenizer_notes(tmp_path) == [
+    assert gguf_tokenizer(tmp_path, pipeline.get_vocab_size())[1] == [
         "GGUF has no key for the tokenizer's normalizer (NFC): readers encode decomposed characters differently"
     ]
     pipeline.normalizer = Lowercase()

@@ -13,7 +13,7 @@ from puna.checkpoint import Checkpoint
 from puna.checkpoint.gguf_config import END_IDS, sampling_fields, write_sampling
 from puna.config import LlamaConfig
 from puna.convert.settings import config_notes, descriptions, generation_notes, special_id
-from puna.convert.tokenizer_files import gguf_tokenizer, gguf_tokenizer_notes
+from puna.convert.tokenizer_files import gguf_tokenizer
 from puna.errors import CheckpointError, show
 from puna.files import name_from_path
 from puna.formats.gguf_writer import Value
@@ -27,8 +27,8 @@ _ORIGINAL_CONTEXT = 8192
 
 def gguf_metadata(
     checkpoint: Checkpoint, stored: Mapping[str, Any], file_type: int, quantised: bool, instruct: bool = False
-) -> dict[str, Value]:
-    """Returns all keys and values of the file.
+) -> tuple[dict[str, Value], list[str]]:
+    """Returns all keys and values of the file, and notes on the properties that it cannot hold.
 
     Args:
         stored: the metadata of a GGUF source, whose descriptions of the model are copied.
@@ -63,11 +63,13 @@ def gguf_metadata(
         "llama.rope.freq_base": config.rope_theta,
         "llama.vocab_size": config.vocab_size,
     }
-    keys |= _rope_keys(config) | gguf_tokenizer(checkpoint.tokenizer, config.vocab_size, instruct)
+    tokenizer, notes = gguf_tokenizer(checkpoint.tokenizer, config.vocab_size, instruct)
+    keys |= _rope_keys(config) | tokenizer
+    notes = [*_setting_notes(checkpoint), *notes]
     if checkpoint.kind != "gguf":
         keys |= write_sampling(checkpoint.generation)
     # The ids of a GGUF source come with its tokenizer; they are complete unless an end-of-turn token was added.
-    return keys if checkpoint.kind == "gguf" and not instruct else keys | _special_ids(checkpoint)
+    return (keys if checkpoint.kind == "gguf" and not instruct else keys | _special_ids(checkpoint)), notes
 
 
 def _stored_value(value: Any) -> Value:
@@ -95,15 +97,14 @@ def _eos_ids(checkpoint: Checkpoint) -> list[int]:
     return [*([] if first is None else [first]), *reversed(others)]
 
 
-def gguf_notes(checkpoint: Checkpoint) -> list[str]:
+def _setting_notes(checkpoint: Checkpoint) -> list[str]:
     """Returns notes on the settings that the file cannot hold."""
     lost = _eos_ids(checkpoint)[len(_EOS_KEYS) :]
     notes = [f"tokens {lost} end answers too, but GGUF has no key for them"] if lost else []
     notes += config_notes(checkpoint)
-    if checkpoint.kind == "gguf":  # its generation settings and its tokenizer are copied
-        return notes
-    notes += generation_notes(checkpoint, sampling_fields(checkpoint.generation))
-    return [*notes, *gguf_tokenizer_notes(checkpoint.tokenizer)]
+    if checkpoint.kind != "gguf":  # whose generation settings are copied
+        notes += generation_notes(checkpoint, sampling_fields(checkpoint.generation))
+    return notes
 
 
 def _rope_keys(config: LlamaConfig) -> dict[str, Value]:

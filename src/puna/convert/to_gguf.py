@@ -13,7 +13,7 @@ from puna.checkpoint.names import EMBEDDING, HEAD, expected_tensors, from_hf, in
 from puna.checkpoint.weight import RowSource
 from puna.config import LlamaConfig
 from puna.convert.calibration import Importance
-from puna.convert.gguf_metadata import gguf_metadata, gguf_notes, rope_tensors
+from puna.convert.gguf_metadata import gguf_metadata, rope_tensors
 from puna.convert.lazy_rows import Cast, Quantized
 from puna.convert.mixes import Mix, choose, file_type_of, find_mix
 from puna.convert.options import Options
@@ -57,9 +57,9 @@ def gguf_target(checkpoint: Checkpoint, name: str, options: Options, importance:
     stored = stored_metadata(checkpoint)
     quantised = any(source.format.values > 1 for source in tensors.values())
     file_type = _file_type(checkpoint, tensors, dtype, mix, stored)
-    metadata = gguf_metadata(checkpoint, stored, file_type, quantised, options.instruct)
+    metadata, notes = gguf_metadata(checkpoint, stored, file_type, quantised, options.instruct)
     file = NewFile(name, tuple(new), lambda path, written: write_gguf(path, metadata, written))
-    return Target((file,), lambda folder: [], tensors, fallbacks, gguf_notes(checkpoint))
+    return Target((file,), lambda folder: [], tensors, fallbacks, notes)
 
 
 def _importance_of(name: str, importance: Importance | None, config: LlamaConfig) -> NDArray[np.float32] | None:

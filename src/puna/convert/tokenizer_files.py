@@ -161,8 +161,8 @@ def _loss_notes(tokenizer: LlamaTokenizer | LlamaTokenizerFast, model: bytes) ->
             yield f"{', '.join(special[:5])} are special tokens, but their pieces in Meta's layout are ordinary ones"
 
 
-def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, Value]:
-    """Returns the keys under `tokenizer.` of a GGUF file, with which llama.cpp encodes to the same ids.
+def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> tuple[dict[str, Value], list[str]]:
+    """Returns the keys under `tokenizer.` of a GGUF file, with which llama.cpp encodes to the same ids, and notes.
 
     Args:
         path: a folder or file; a SentencePiece model is preferred to tokenizer.json; keys of a GGUF file are copied.
@@ -176,7 +176,7 @@ def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, V
     if kind == "gguf":
         stored = open_gguf(file).metadata
         keys: dict[str, Any] = {key: stored[key] for key in stored if key.startswith("tokenizer.")}
-        return _fill_rows(keys | ({"tokenizer.chat_template": LLAMA_3} if instruct else {}), rows)
+        return _fill_rows(keys | ({"tokenizer.chat_template": LLAMA_3} if instruct else {}), rows), []
     tokenizer = _slow_tokenizer(path) if kind == "sentencepiece" else load_tokenizer(path)
     if instruct and kind != "sentencepiece":
         tokenizer.chat_template = LLAMA_3
@@ -187,7 +187,8 @@ def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, V
         keys = _model_keys(tokenizer.sp_model.serialized_model_proto(), added)
     else:
         keys = _pipeline_keys(tokenizer.backend_tokenizer, added, tokenizer.unk_token_id)
-    return _fill_rows(keys | _setting_keys(tokenizer), rows)
+    notes = _normalizer_notes(load_tokenizer(path) if kind == "sentencepiece" else tokenizer)
+    return _fill_rows(keys | _setting_keys(tokenizer), rows), notes
 
 
 def _slow_tokenizer(path: Path) -> LlamaTokenizer:
@@ -197,9 +198,8 @@ def _slow_tokenizer(path: Path) -> LlamaTokenizer:
     return LlamaTokenizer.from_recipe(recipe)
 
 
-def gguf_tokenizer_notes(path: Path) -> list[str]:
+def _normalizer_notes(tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> list[str]:
     """Returns a note if the tokenizer composes characters (NFC), which readers of GGUF files do not do."""
-    tokenizer = load_tokenizer(path)
     normalizer = tokenizer.backend_tokenizer.normalizer if isinstance(tokenizer, LlamaTokenizerFast) else None
     if normalizer is None or normalizer.normalize_str(_DECOMPOSED) == _DECOMPOSED:
         return []
