@@ -161,7 +161,9 @@ def _seed(name: str) -> None:
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(seed)
     if torch := sys.modules.get("torch"):
-        torch.manual_seed(seed)
+        # torch.manual_seed stores a stack trace for each kind of GPU that is not in use, which takes some milliseconds.
+        seed_torch = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
+        seed_torch(seed)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,12 +21,18 @@ from tests.compatibility.record import describe
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+@cache
+def shared_object(cls: str) -> Any:
+    """Returns an object whose attributes are only read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return new_object(cls)
+
+
 def attributes() -> Iterator[tuple[str, str, list[Any]]]:
     """Returns (class, name, values in each release) for attributes that puna has and that need no reason."""
     for cls, names in recorded().items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            instance = new_object(cls)
+        instance = shared_object(cls)
         for name, releases in names.items():
             values = [entry["default"] for entry in releases.values() if "default" in entry]
             if values and hasattr(instance, name) and reason(cls, name) is None:
@@ -48,16 +56,32 @@ def arguments() -> Iterator[tuple[str, str, str, Any]]:
 
 @pytest.mark.parametrize(("cls", "name", "values"), list(attributes()))
 def test_attributes_have_the_value_of_a_release(cls, name, values):
-    value = describe(getattr(new_object(cls), name))
+    value = describe(getattr(shared_object(cls), name))
     assert any(value == other and type(value) is type(other) for other in values) or _same_kind(value, values)
 
 
+@pytest.fixture(scope="module")
+def without_arguments(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[Path, Any]]:
+    """Returns (folder of saved files, result) of a call without optional arguments, which is made once."""
+
+    @cache
+    def make_call(cls: str, method: str) -> tuple[Path, Any]:
+        folder = tmp_path_factory.mktemp("call")
+        return folder, _result(cls, method, folder)
+
+    return make_call
+
+
 @pytest.mark.parametrize(("cls", "method", "argument", "default"), list(arguments()))
-def test_the_default_of_an_argument_changes_nothing(cls, method, argument, default, tmp_path, monkeypatch):
+def test_the_default_of_an_argument_changes_nothing(cls, method, argument, default, without_arguments, monkeypatch):
     monkeypatch.setattr(getattr(puna, cls), "_auto_class", None, raising=False)  # register_for_auto_class sets it
-    with torch.random.fork_rng():
-        expected = _plain(call(cls, method, tmp_path))
-    assert _plain(call(cls, method, tmp_path, **{argument: default})) == expected
+    folder, expected = without_arguments(cls, method)
+    assert _result(cls, method, folder, **{argument: default}) == expected
+
+
+def _result(cls: str, method: str, folder: Path, **more: Any) -> Any:
+    torch.default_generator.manual_seed(0)
+    return _plain(call(cls, method, folder, **more))
 
 
 def _same_kind(value: Any, others: list[Any]) -> bool:

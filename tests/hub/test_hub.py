@@ -263,31 +263,44 @@ def test_refusals_of_the_hub_are_explained(machine: Machine, model_files: dict[s
 FILE = {"rfilename": "config.json", "size": 9, "blobId": "0" * 40}
 
 
-@pytest.mark.parametrize(
-    ("listing", "message"),
-    [
-        ("<html>log in</html>", "not a list of files"),
-        ({"siblings": [{}]}, "not a list of files"),
-        ({"siblings": [{"rfilename": 7}]}, "7 is not the name of a file"),
-        ({"siblings": [FILE | {"rfilename": "../../outside.json"}]}, "'../../outside.json' is not the name of a file"),
-        ({"siblings": [FILE | {"rfilename": "/outside.json"}]}, "is not the name of a file"),
-        ({"siblings": [FILE | {"rfilename": "a\x1b[2J.json"}]}, "is not the name of a file"),
-        ({"siblings": [FILE | {"size": "9"}]}, "config.json has a size of '9'"),
-        ({"siblings": None}, "the files are None, not a list"),
-        ({"sha": None}, "the commit is None, not 40 hexadecimal digits"),
-        ({"sha": "../../../../outside"}, "the commit is '../../../../outside', not 40 hexadecimal digits"),
-        ({"sha": "main"}, "the commit is 'main', not 40"),
-        (429, "answered with status 429; wait some minutes, or set HF_TOKEN"),
-        (500, "answered with status 500"),
-    ],
-)
-def test_unexpected_answers_of_the_hub_raise_puna_errors(
-    machine: Machine, listing: dict[str, object] | str | int, message: str
-) -> None:
+UNEXPECTED = [
+    ("<html>log in</html>", "not a list of files"),
+    ({"siblings": [{}]}, "not a list of files"),
+    ({"siblings": [{"rfilename": 7}]}, "7 is not the name of a file"),
+    ({"siblings": [FILE | {"rfilename": "../../outside.json"}]}, "'../../outside.json' is not the name of a file"),
+    ({"siblings": [FILE | {"rfilename": "/outside.json"}]}, "is not the name of a file"),
+    ({"siblings": [FILE | {"rfilename": "a\x1b[2J.json"}]}, "is not the name of a file"),
+    ({"siblings": [FILE | {"size": "9"}]}, "config.json has a size of '9'"),
+    ({"siblings": None}, "the files are None, not a list"),
+    ({"sha": None}, "the commit is None, not 40 hexadecimal digits"),
+    ({"sha": "../../../../outside"}, "the commit is '../../../../outside', not 40 hexadecimal digits"),
+    ({"sha": "main"}, "the commit is 'main', not 40"),
+    (429, "answered with status 429; wait some minutes, or set HF_TOKEN"),
+    (500, "answered with status 500"),
+]
+"""Listings, or statuses, and the errors that they cause."""
+
+FETCH_REPEATEDLY = """
+import json, sys
+from puna import hub
+from puna.errors import PunaError
+for line in sys.stdin:
+    try: print(json.dumps(str(hub.fetch(hub.Reference("owner/tiny"), "config"))), flush=True)
+    except PunaError as exc: print(json.dumps(str(exc)), flush=True)
+"""
+
+
+def test_unexpected_answers_of_the_hub_raise_puna_errors(machine: Machine) -> None:
     machine.hub.add("owner/tiny", {"config.json": b"{}"})
-    machine.hub.listing = listing
-    run = machine.run("-c", FETCH)
-    assert message in run.stdout, run.stdout + run.stderr
+    command = [sys.executable, "-c", FETCH_REPEATEDLY]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=machine.home, env=machine.environment(), **pipes) as process:
+        for listing, message in UNEXPECTED:
+            machine.hub.listing = listing
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert message in json.loads(process.stdout.readline())
+        process.stdin.close()
     assert not [path for path in machine.home.parent.rglob("*") if "outside" in path.name]
 
 

@@ -1,13 +1,28 @@
-"""Validation of JSON by the types of the SDKs of OpenAI and Anthropic: valid, and without fields unknown to them."""
+"""The SDKs of OpenAI and Anthropic. Their types validate JSON: valid, and without fields unknown to them."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from pydantic import BaseModel, TypeAdapter
 
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+
+class Package:
+    """A package that is imported when it is first used: every process collects these tests, and few run them."""
+
+    def __init__(self, name: str) -> None:
+        if importlib.util.find_spec(name.partition(".")[0]) is None:
+            pytest.skip(f"{name} is not installed", allow_module_level=True)
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)
 
 
 def parse(kind: Any, document: Any) -> Any:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tests.server.clients.weather import CITIES, MODEL, QUESTION, SCHEMA, get_weather
+from tests.server.sdk_types import Package
 
-anthropic = pytest.importorskip("anthropic")
+anthropic = Package("anthropic")
 
 USER = {"role": "user", "content": QUESTION}
 TOOL = {"name": "get_weather", "description": "The weather in a city", "input_schema": SCHEMA}

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.server.clients.weather import MODEL
-from tests.server.sdk_types import unknown_fields
+from tests.server.sdk_types import Package, unknown_fields
 
-openai = pytest.importorskip("openai")
+openai = Package("openai")
 
 
 @pytest.fixture(scope="module")

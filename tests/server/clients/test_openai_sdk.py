@@ -10,9 +10,9 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from tests.server.clients.weather import CITIES, MODEL, QUESTION, SCHEMA, City, get_weather
-from tests.server.sdk_types import unknown_fields
+from tests.server.sdk_types import Package, unknown_fields
 
-openai = pytest.importorskip("openai")
+openai = Package("openai")
 
 FUNCTION = {"name": "get_weather", "description": "The weather in a city", "parameters": SCHEMA}
 CHAT_TOOL = {"type": "function", "function": FUNCTION}

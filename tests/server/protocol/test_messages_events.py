@@ -12,10 +12,9 @@ from puna.server.errors import ApiError, to_json
 from puna.server.guard.exchange import is_anthropic
 from puna.server.protocol.messages.events import Writer
 from puna.server.updates import Finished, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
-from tests.server.sdk_types import parse
+from tests.server.sdk_types import Package, parse
 
-pytest.importorskip("anthropic")
-from anthropic.types import Message, RawMessageStreamEvent
+types = Package("anthropic.types")
 
 USAGE = Usage(prompt=9, completion=3, cached=4)
 
@@ -27,8 +26,8 @@ def events_of(writer: Writer, *updates: Update) -> list[dict[str, Any]]:
     events += writer.finish(USAGE)
     for event in events:
         if event["type"] != "ping":
-            parse(RawMessageStreamEvent, event)
-    parse(Message, writer.message)
+            parse(types.RawMessageStreamEvent, event)
+    parse(types.Message, writer.message)
     return events
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from puna.engine import TokenLogprobs
 from puna.server.errors import ApiError
 from puna.server.protocol.fields import read
@@ -14,10 +12,9 @@ from puna.server.protocol.responses.fields import FIELDS
 from puna.server.protocol.responses.resource import response_object
 from puna.server.settings import ServerSettings
 from puna.server.updates import Finished, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
-from tests.server.sdk_types import parse
+from tests.server.sdk_types import Package, parse
 
-pytest.importorskip("openai")
-from openai.types.responses import Response, ResponseStreamEvent
+types = Package("openai.types.responses")
 
 USAGE = Usage(prompt=5, completion=3, cached=2)
 ENTRY = {"token": "a", "bytes": [97], "logprob": -0.5, "top_logprobs": [{"token": "a", "bytes": [97], "logprob": -0.5}]}
@@ -44,7 +41,7 @@ def check(events: list[dict[str, Any]]) -> None:
         event = {**event}
         if "response" in event:
             event["response"] = without_store(event["response"])
-        parse(ResponseStreamEvent, event)
+        parse(types.ResponseStreamEvent, event)
 
 
 def without_store(response: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +61,7 @@ def test_text_has_every_event_in_order() -> None:
     assert events[2]["item"]["content"] == [] and events[2]["item"]["status"] == "in_progress"
     assert [event["delta"] for event in events[4:6]] == ["a", "b"] and events[6]["text"] == "ab"
     assert {event["item_id"] for event in events[3:8]} == {events[2]["item"]["id"]}
-    response = parse(Response, without_store(writer.response))
+    response = parse(types.Response, without_store(writer.response))
     assert response.output_text == "ab" and response.status == "completed"
     assert response.usage.input_tokens_details.cached_tokens == 2 and response.usage.total_tokens == 8
     assert events[-1]["response"] == writer.response
@@ -142,8 +139,8 @@ def test_every_field_of_the_request_is_echoed() -> None:
     assert {name: response[name] for name in fields} == fields
     assert response["tools"] == tools and response["text"] == text
     assert response["store"] is False and response["service_tier"] == "default"
-    parse(Response, without_store(response))
-    assert set(Response.model_fields) - set(response) == OPTIONAL
+    parse(types.Response, without_store(response))
+    assert set(types.Response.model_fields) - set(response) == OPTIONAL
 
 
 OPTIONAL = {"access_programs", "image", "input_transformations", "tool_usage"}
@@ -153,7 +150,7 @@ OPTIONAL = {"access_programs", "image", "input_transformations", "tool_usage"}
 def test_a_stored_response_cannot_be_compared() -> None:
     response = writer_of(prompt_cache_options={"comparison_response_id": "resp_1"}).response
     assert response["prompt_cache_diagnostics"] == {"type": "comparison_response_not_found"}
-    parse(Response, without_store(response))
+    parse(types.Response, without_store(response))
 
 
 def test_tokens_without_text_before_a_call_are_no_message() -> None:
