@@ -158,6 +158,14 @@ def test_the_default_rate_of_classifiers_is_for_lora(method, rate):
     assert task_defaults("classify", {"method": method}).get("learning_rate") == rate
 
 
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [({}, None), ({"method": "qlora"}, 512), ({"method": "ia3", "quantized": True}, 512), ({"method": "full"}, None)],
+)
+def test_packed_matrices_have_smaller_passes(options, tokens):
+    assert task_defaults("sft", options).get("micro_batch_tokens") == tokens
+
+
 def test_no_model_is_the_default_model(tmp_path, monkeypatch):
     monkeypatch.setattr("puna.training.api.locate_model", lambda path: {None: MODEL}[path])
     result = puna.train(None, ROWS, output=tmp_path / "out", **{**FAST, "steps": 1})

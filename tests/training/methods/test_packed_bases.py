@@ -15,6 +15,7 @@ from puna.adapters.torch_apply import apply_adapter
 from puna.model import LlamaForCausalLM
 from puna.model.quantized import PackedMatrix, modules
 from puna.training.forward.choice import forward_for
+from puna.training.forward.fused import matrices, products
 from puna.training.forward.reference import ReferenceForward
 from puna.training.methods.table import METHODS
 from puna.training.settings import TrainingSettings
@@ -120,6 +121,21 @@ def test_fused_gradients_over_packed_matrices_equal_those_of_the_dequantised_mod
     loss, values = forward_gradients(forward_for(attached(packed, "qlora", **settings), "fused"), batch)
     assert loss == pytest.approx(exact_loss, rel=1e-5)
     assert error(values, exact) < 1e-5
+
+
+def test_small_panels_of_matrices_do_not_change_the_gradients(golden, monkeypatch):
+    """Products in float32 read matrices and the head in panels."""
+    monkeypatch.setattr(products, "has_bf16_products", lambda: False)
+    batch, results = new_batch(7, 30, 2), []
+    for values in (1 << 22, 3 * 64):
+        monkeypatch.setattr(matrices, "PANEL_VALUES", values)
+        model = LlamaForCausalLM.from_pretrained(golden, keep_quantized=True, dtype="bfloat16")
+        results.append(forward_gradients(forward_for(attached(model, "qlora", rank=4), "fused"), batch))
+    plain = LlamaForCausalLM.from_pretrained(golden, dtype="bfloat16").double()
+    exact_loss, exact = forward_gradients(ReferenceForward(attached(plain, "lora", rank=4)), batch)
+    (loss, whole), (other, panels) = results
+    assert abs(other - exact_loss) < 2 * abs(loss - exact_loss) + 1e-3 * exact_loss  # bfloat16 rounds activations
+    assert error(panels, exact) < 1.2 * error(whole, exact) < 0.06
 
 
 def test_a_run_of_qlora_has_the_losses_of_lora_over_the_dequantised_model(golden, tmp_path):

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from puna.training.forward.fused.matrices import Matrix, product_with, product_with_rows
 from puna.training.forward.fused.operations import Operations
-from puna.training.forward.fused.products import product, product_dtype, product_of_stored, product_of_stored_rows
+from puna.training.forward.fused.products import product, product_dtype
 from puna.training.forward.rows import Supervised
 
 CHUNK_BYTES = 100 << 20
@@ -25,18 +26,18 @@ UNIT = 32
 
 
 def cross_entropy(
-    hidden: Tensor, weight: Tensor, tokens: Supervised, scale: float, value: Tensor, operations: Operations
+    hidden: Tensor, weight: Tensor | None, tokens: Supervised, scale: float, matrix: Matrix, operations: Operations
 ) -> Tensor:
     """Returns the scalar sum of weights * CE * scale, float32.
 
     Args:
         hidden: (T, D), after the final norm.
-        weight: (V, D), the parameter that receives the head's gradient; `value` itself for packed heads.
+        weight: (V, D), the parameter that receives the head's gradient; None for packed heads.
         tokens: the supervised tokens.
-        value: (V, D), the values of `weight` in the type of `hidden`.
+        matrix: (V, D), the values of the head.
         operations: compute the cross-entropy of a chunk.
     """
-    out: Tensor = _Function.apply(hidden, weight, tokens, scale, value, operations)  # type: ignore[no-untyped-call]
+    out: Tensor = _Function.apply(hidden, weight, tokens, scale, matrix, operations)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -45,10 +46,10 @@ class _Function(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         tokens: Supervised,
         scale: float,
-        value: Tensor,
+        matrix: Matrix,
         operations: Operations,
     ) -> Tensor:
         ctx.count = len(tokens.rows)
@@ -58,22 +59,22 @@ class _Function(torch.autograd.Function):
         gradient = torch.empty_like(states) if train_hidden else None
         weight_gradient: Tensor | None = None
         total = torch.zeros((), dtype=torch.float64)
-        limit = SMALL_CHUNK_BYTES if value is weight else CHUNK_BYTES
-        size = max(UNIT, limit // (len(value) * states.element_size()) // UNIT * UNIT)
+        limit = SMALL_CHUNK_BYTES if weight is None else CHUNK_BYTES
+        size = max(UNIT, limit // (matrix.rows * states.element_size()) // UNIT * UNIT)
         for start in range(0, len(states), size):
             rows = slice(start, start + size)
-            logits = product_of_stored(states[rows], value)  # (C, V)
+            logits = product_with(states[rows], matrix)  # (C, V)
             total += operations.cross_entropy(
                 logits, targets[rows], weights[rows] * scale, train_hidden or train_weight
             )
             if gradient is not None:
-                gradient[rows] = product_of_stored_rows(logits, value)
+                gradient[rows] = product_with_rows(logits, matrix)
             if train_weight:
                 part = product(logits.t(), states[rows].t())
                 weight_gradient = part.float() if weight_gradient is None else weight_gradient.add_(part)
             del logits
         ctx.save_for_backward(gradient, weight_gradient, tokens.rows)
-        ctx.tokens, ctx.dtypes = len(hidden), (hidden.dtype, weight.dtype)
+        ctx.tokens, ctx.dtypes = len(hidden), (hidden.dtype, None if weight is None else weight.dtype)
         return total.float()
 
     @staticmethod

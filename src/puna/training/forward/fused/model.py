@@ -23,7 +23,7 @@ from puna.training.forward.fused.block import Blocks
 from puna.training.forward.fused.frozen import ActivationCache, lowest_trained
 from puna.training.forward.fused.head import cross_entropy
 from puna.training.forward.fused.layer import FusedLayer, Pass
-from puna.training.forward.fused.matrices import dequantize
+from puna.training.forward.fused.matrices import Matrix, Stored, packed_head
 from puna.training.forward.fused.operations import Operations, normed_rows, operations_for
 from puna.training.forward.fused.projection import master_of
 from puna.training.forward.rows import Supervised, decoder_of, positions, prepend, remove, with_noise, without_last
@@ -60,7 +60,7 @@ class FusedForward:
         self._decoder = decoder_of(trainable)
         self._dtype = model.dtype
         self._operations = operations_for(self._dtype)
-        self._packed_head: Tensor | None = None
+        self._packed_head: Matrix | None = None
         self._blocks = Blocks()
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._layers = [
@@ -133,22 +133,22 @@ class FusedForward:
 
     def losses(self, batch: Batch, scale: float) -> Tensor:
         """Returns the scalar sum over i of weights[i] * CE[i] * scale, float32."""
-        weight, value = self.head()
+        weight, matrix = self.head()
         tokens = Supervised.of(batch)
         random = self.trainable.low_rank or self._noise  # dropout and noise depend on the number of tokens
         if not random and min(batch.lengths) > 1:
             batch, tokens = without_last(batch)
-        return cross_entropy(self.hidden(batch), weight, tokens, scale, value, self._operations)
+        return cross_entropy(self.hidden(batch), weight, tokens, scale, matrix, self._operations)
 
-    def head(self) -> tuple[Tensor, Tensor]:
-        """Returns the parameter that receives the gradient of the head, (V, D), and its values in the model's type."""
+    def head(self) -> tuple[Tensor | None, Matrix]:
+        """Returns the parameter that receives the gradient of the head, (V, D), or None, and the values of the head."""
         head = self.trainable.model.get_output_embeddings()
         assert head is not None, "only language models have losses of tokens"
         if isinstance(head, QuantLinear):
             if self._packed_head is None:  # needed when a step uses most memory, so that freeing it would gain nothing
-                self._packed_head = dequantize([head.packed], self._dtype)
-            return self._packed_head, self._packed_head
-        return self._master(head.weight), head.weight.detach().to(self._dtype)
+                self._packed_head = packed_head(head, self._dtype)
+            return None, self._packed_head
+        return self._master(head.weight), Stored(head.weight.detach().to(self._dtype), self._dtype)
 
     def _attention(self, lengths: tuple[int, ...]) -> Attention:
         config = self.trainable.model.config

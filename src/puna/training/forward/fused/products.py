@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from puna.native.training import has_attention
-
-_PANEL_VALUES = 1 << 22
-"""Values of a large matrix that are converted at one time: 16 MB in float32."""
 
 
 def _linear_of_onednn(x: Tensor, w: Tensor) -> Tensor:
@@ -87,29 +83,3 @@ def weight_gradient(g: Tensor, x: Tensor) -> Tensor:
     A product with more columns than rows is faster: (688, 768) x (768, 128) takes 705 us, its transpose 421 us.
     """
     return product(g.t(), x.t()) if g.shape[1] <= x.shape[1] else product(x.t(), g.t()).t()
-
-
-def product_of_stored(x: Tensor, w: Tensor) -> Tensor:
-    """Returns x w', (T, O), in the type of x, of a large w (O, I), whose panels are converted to this type in turns."""
-    if w.dtype == x.dtype:
-        return product(x, w)
-    out = x.new_empty(len(x), len(w))
-    for rows, panel in _panels(w, x.dtype):
-        torch.mm(x, panel.t(), out=out[:, rows])
-    return out
-
-
-def product_of_stored_rows(x: Tensor, w: Tensor) -> Tensor:
-    """Returns x w, (T, I), in the type of x, of x (T, O) and w (O, I), as `product_of_stored` does."""
-    if w.dtype == x.dtype:
-        return product(x, w.t())
-    out = x.new_zeros(len(x), w.shape[1])
-    for rows, panel in _panels(w, x.dtype):
-        out.addmm_(x[:, rows], panel)
-    return out
-
-
-def _panels(w: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    size = max(1, _PANEL_VALUES // w.shape[1])
-    for start in range(0, len(w), size):
-        yield slice(start, start + size), w[start : start + size].to(dtype)

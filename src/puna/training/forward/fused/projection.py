@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from puna.training.forward.fused.block import Block, block_bytes
-from puna.training.forward.fused.matrices import matrix_of
+from puna.training.forward.fused.matrices import matrix_of, product_with, product_with_rows
 from puna.training.forward.fused.products import add_product, product, product_dtype, weight_gradient, writes_products
 from puna.training.methods.attach import row_factors
 from puna.training.methods.base import Trainable
@@ -97,10 +97,8 @@ class Projection:
         """Returns the outputs, (T, O), of x, (T, I), and what `backward` needs besides x, in the block."""
         kept, factors, dtype = Kept(), self._input_factors(tensors), x.dtype
         x = (x if factors is None else x * factors).to(self._dtype)
-        matrix = self._matrix.value()
         written = self._dtype == dtype and writes_products(dtype)
-        y = product(x, matrix, block.empty((len(x), len(matrix)), dtype) if written else None)
-        del matrix
+        y = product_with(x, self._matrix, block.empty((len(x), self._matrix.rows), dtype) if written else None)
         if self._bias is not None:
             y += self._bias
         changes = self._changes(tensors)
@@ -134,7 +132,8 @@ class Projection:
             gradients.update((f"{name}.outputs", sums[rows]) for name, rows in self._rows.items())
             g = (g * scales).to(g.dtype)
         scaled = (x if factors is None else x * factors).to(self._dtype)
-        gx = product(g, self._matrix.value().t()) if propagate or factors is not None else torch.zeros_like(scaled)
+        propagate = propagate or factors is not None
+        gx = product_with_rows(g, self._matrix) if propagate else torch.zeros_like(scaled)
         self._changes_backward(g, scaled, gx, kept, self._changes(tensors), gradients)
         if any(name in tensors for name in self._rows):
             whole = weight_gradient(g, scaled)  # (O, I)

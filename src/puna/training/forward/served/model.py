@@ -26,9 +26,10 @@ from puna.native.backend import NativeBackend
 from puna.native.recording import forward_with_states
 from puna.native.sampling import logprob_values
 from puna.training.batch import Batch
+from puna.training.forward.fused.matrices import product_with_rows
 from puna.training.forward.fused.model import FusedForward
 from puna.training.forward.fused.operations import TorchOperations
-from puna.training.forward.fused.products import product
+from puna.training.forward.fused.products import product_dtype
 from puna.training.forward.rows import Supervised, without_last
 from puna.training.forward.served.pieces import Piece, pieces
 from puna.training.forward.served.support import unserved
@@ -118,7 +119,7 @@ class ServedForward:
         """Returns the gradient of the hidden states, (rows, D), of the sum of factors * CE; overwrites the logits."""
         values = torch.from_numpy(logits)
         TorchOperations().cross_entropy(values, targets, factors, True)
-        return product(values.to(self._dtype), self._fused.head()[1].t())
+        return product_with_rows(values.to(product_dtype(self._dtype)), self._fused.head()[1])
 
     def load_adapter(self) -> int:
         """Loads the current values of the parameters into the native runtime; returns the number of the adapter."""
