@@ -19,7 +19,8 @@ CHUNK_BYTES = 100 << 20
 """Maximum size of the logits of a chunk. Products with 1,024 rows of SmolLM2 are a tenth faster than with 256."""
 
 SMALL_CHUNK_BYTES = 25 << 20
-"""The same for packed heads, which are chosen to save memory."""
+"""The same for packed heads, which are chosen to save memory. In float32 on Zen 3, SmolLM2's head takes 2.6 ms of
+processor time per row with chunks of 25 MB, 2.3 ms with 50 MB and 2.0 ms with 100 MB."""
 
 UNIT = 32
 """The rows are padded to a multiple of this, with weight 0, so that oneDNN compiles code for few shapes."""
