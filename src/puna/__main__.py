@@ -1,8 +1,9 @@
-"""Entry point of the command `puna` and of `python -m puna`: exits quietly on Ctrl-C, even during imports."""
+"""Entry point of the command `puna` and of `python -m puna`: exits quietly on Ctrl-C, also while it starts or ends."""
 
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 
 
@@ -18,6 +19,10 @@ def main() -> None:
         sys.exit(130)
     except OSError as exc:  # standard output cannot be written: the disk is full or the pipe is closed
         sys.exit(f"puna: {exc}")
+    finally:
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # ignored with nohup
+            # A further Ctrl-C ends the process at once; Python would print a traceback of its own exit.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

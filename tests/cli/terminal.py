@@ -62,3 +62,16 @@ class Terminal:
             self.output += os.read(self._controller, 65536)
         before, _, self.output = self.output.partition(word)
         return _ESCAPES.sub(b"", before + word).decode()
+
+    def rest(self, seconds: float = 60) -> bytes:
+        """Reads until the command ends; returns its remaining output with all escape sequences."""
+        end = time.monotonic() + seconds
+        while self.process.poll() is None or select.select([self._controller], [], [], 0)[0]:
+            assert time.monotonic() < end, f"the command did not end: {self.output[-2000:]!r}"
+            if select.select([self._controller], [], [], 0.01)[0]:
+                try:
+                    self.output += os.read(self._controller, 65536)
+                except OSError:  # Linux, when the command has closed the terminal
+                    self.process.wait(seconds)
+                    break
+        return self.output

@@ -304,8 +304,9 @@ class _Run:
         except OSError:  # the disk is full; an earlier error is being raised, or the next write fails as well
             if status in ("finished", "stopped"):
                 raise
-        for observer in self.observers:
-            observer.ended(event)
+        with Interrupts() as interrupts, interrupts.ignored():  # complete reports, although Ctrl-C was pressed
+            for observer in self.observers:
+                observer.ended(event)
 
 
 def save_result(trainable: Trainable, tokenizer: Any, output: Path) -> None:

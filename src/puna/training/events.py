@@ -124,7 +124,7 @@ class Observer:
         """The state after a step is complete on the disk."""
 
     def interrupted(self, step: int) -> bool | None:
-        """Ctrl-C or SIGTERM ended the run after a step; False requests not to save the state."""
+        """Ctrl-C or SIGTERM ended the run after a step that is not saved yet; False requests not to save it."""
 
     def ended(self, event: End) -> None:
         """The run has ended; called once, also after an error."""

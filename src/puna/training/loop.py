@@ -272,8 +272,8 @@ class Loop:
 
     def _interrupted(self) -> TrainingInterrupted:
         step = self.progress.step
-        refused = False in [observer.interrupted(step) for observer in self.observers]
-        if not refused and self._consistent and step and step not in self.store.steps():
+        is_unsaved = self._consistent and step > 0 and step not in self.store.steps()
+        if is_unsaved and False not in [observer.interrupted(step) for observer in self.observers]:
             self._save()
         return TrainingInterrupted(step, self.store.path(step) if step in self.store.steps() else None)
 

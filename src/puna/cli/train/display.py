@@ -87,15 +87,23 @@ class Display(Recorder):
             return True
         import typer
 
-        handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends the question
+        handler = signal.getsignal(signal.SIGINT)
+
+        def end_question(*_: object) -> None:
+            signal.signal(signal.SIGINT, handler)  # further signals are counted again
+            raise KeyboardInterrupt
+
+        question = f"Save the state after step {step:,}, to resume the run later?"
         try:
-            return typer.confirm(
-                f"Save the state after step {step:,}, to resume the run later?", default=True, err=True
-            )
-        except (typer.Abort, EOFError):
+            signal.signal(signal.SIGINT, end_question)
+            answer = typer.confirm(question, default=True, err=True)
+            signal.signal(signal.SIGINT, handler)
+        except (typer.Abort, EOFError, KeyboardInterrupt):
+            typer.echo(err=True)  # what follows starts a line
             return True
         finally:
             signal.signal(signal.SIGINT, handler)
+        return answer
 
     def _describe(self, event: Start) -> None:
         held_out = f", {event.held_out:,} held out" if event.held_out else ""
