@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 
 import numpy as np
@@ -175,6 +176,25 @@ def test_another_column_that_could_have_the_labels_is_an_error(tokenizer, tmp_pa
     with pytest.raises(DataError, match=message):
         read(file, tokenizer)
     assert len(read(file, tokenizer, columns={"label": other})) == count
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "example"),
+    [
+        ("id,body,kind", "{n},the llama {n} lives,k{n}", "--columns label=kind"),
+        ("Unnamed: 0,a,b", "{n},x,a long text {n}", "--columns label=a"),
+        ("user_id,utterance,lang,verdict", "7,the llama {n} lives,en,{v}", "--columns label=lang"),
+        ("text,review_id,stars", "the llama {n} lives,{n},{n}", 'for example columns = {label = "stars"}'),
+        ("text,id,no", "a,{n},{n}", 'for example columns = {label = "id"}'),
+        ("label,n,m", "a,1,a long text", 'for example columns = {text = "m"}'),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 30])
+def test_an_example_of_columns_names_no_identifiers(tokenizer, tmp_path, header, row, example, count):
+    file = tmp_path / "a.csv"
+    file.write_text("\n".join([header, *(row.format(n=n, v="yn"[n % 2]) for n in range(count))]) + "\n")
+    with pytest.raises(DataError, match=re.escape(example)):
+        read(file, tokenizer)
 
 
 def test_a_column_that_some_rows_lack_could_have_the_labels(tokenizer):

@@ -19,6 +19,9 @@ _TEXT_SHARE, _TEXT_WORDS = 0.5, 3
 
 _FRACTION = re.compile(r"\s*[-+]?\d*[.,]\d+\s*")
 
+_IDENTIFIER = re.compile(r"\W*|unnamed.*|(.*[^a-z])?(id|ids|idx|index|key|no|nr|number|row|uuid)\W*", re.IGNORECASE)
+"""Names of columns with identifiers."""
+
 TEXT = ("text", "sentence", "content", "review", "message", "body", "document", "tweet", "comment", "question", "input")
 """Names of the column with the text, the most usual first."""
 
@@ -47,7 +50,7 @@ def columns_by_values(
     """
     if len(rows) < _MIN_ROWS:
         return text, label
-    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+    columns = _by_name(rows)
     texts = [name for name, values in columns.items() if name != label and _are_texts(values)]
     others = [
         name for name, values in columns.items() if name != text and name not in texts and not _are_identifiers(values)
@@ -55,6 +58,27 @@ def columns_by_values(
     if label is None and len(others) == 1 and _are_labels(columns[others[0]]):
         label = others[0]
     return text or (texts[0] if len(texts) == 1 else None), label
+
+
+def likely_columns(rows: Sequence[Mapping[str, Any]], has_text: bool) -> tuple[str, str]:
+    """Returns a column for the texts and another for the labels, as an example in an error; ".." if there is none.
+
+    The texts are the longest values. Identifiers have no labels.
+
+    Args:
+        has_text: whether one of the columns has the texts.
+    """
+    columns = _by_name(rows)
+    text = max(columns, key=lambda name: sum(len(str(value)) for value in columns[name]), default="..")
+    others = [name for name in columns if not has_text or name != text]
+    labels = [name for name in others if not _IDENTIFIER.fullmatch(name) and not _are_identifiers(columns[name])]
+    named = [name for name in others if not _IDENTIFIER.fullmatch(name)]
+    return text, (labels or named or others or [".."])[0]
+
+
+def _by_name(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Returns the values of all columns; None for those that a row lacks."""
+    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
 def _are_texts(values: list[Any]) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from puna.errors import ConfigError, DataError, show, suggestion
 from puna.training.batch import Label, Source
-from puna.training.data.label_columns import LABEL, TEXT, columns_by_values
+from puna.training.data.label_columns import LABEL, TEXT, columns_by_values, likely_columns
 from puna.training.data.readers.rows import Row
 from puna.training.metrics import Problem
 from puna.training.settings import TrainingSettings
@@ -75,16 +75,13 @@ class LabelColumns:
         text, label = (chosen.get(key) or _first(known, present) for key, known in (("text", TEXT), ("label", LABEL)))
         if names is not None and "label" not in chosen and all(name in present for name in names):
             labels: tuple[str, ...] = tuple(names)
-            return cls(text or _other(present, labels, row, "text"), labels)
+            return cls(text or _other(row, sample, "text", labels), labels)
         if (text is None or label is None) and len(present) > 1 + ((text or label) is not None):
             text, label = columns_by_values([item.values for item in (row, *sample())], text, label)
         if text is None and label is None and len(present) != 1:
-            raise DataError(
-                f"{row.source}: the columns are {', '.join(map(show, present))}; which have the text and the label? "
-                f"Name them, for example {_option(text=present[0], label=present[-1])}"
-            )
-        text = text or _other(present, () if label is None else (label,), row, "text")
-        return cls(text, (label or _other(present, (text,), row, "label"),))
+            raise _unclear(row, sample, "text", "label")
+        text = text or _other(row, sample, "text", () if label is None else (label,))
+        return cls(text, (label or _other(row, sample, "label", (text,)),))
 
     @property
     def name(self) -> str:
@@ -120,14 +117,23 @@ def _first(known: Sequence[str], present: Sequence[str]) -> str | None:
     return next((columns[name] for name in known if name in columns), None)
 
 
-def _other(present: Sequence[str], used: Sequence[str], row: Row, kind: str) -> str:
+def _other(row: Row, sample: Callable[[], Sequence[Row]], kind: str, used: Sequence[str]) -> str:
     """Returns the only column that is not used."""
-    rest = [name for name in present if name not in used]
+    rest = [name for name in row.values if name not in used]
     if len(rest) == 1:
         return rest[0]
-    raise DataError(
-        f"{row.source}: the columns are {', '.join(map(show, present))}; which has the {kind}? Name it, for example "
-        f"{_option(**{kind: (rest or ['..'])[0]})}"
+    raise _unclear(row, sample, kind, used=used)
+
+
+def _unclear(row: Row, sample: Callable[[], Sequence[Row]], *kinds: str, used: Sequence[str] = ()) -> DataError:
+    """Returns the error for columns that cannot be told, with an example of the option that names them."""
+    rows = [{name: value for name, value in item.values.items() if name not in used} for item in (row, *sample())]
+    text, label = likely_columns(rows, has_text="text" in kinds)
+    example = {"text": text, "label": label}
+    which, name = ("which has", "Name it") if len(kinds) == 1 else ("which have", "Name them")
+    return DataError(
+        f"{row.source}: the columns are {', '.join(map(show, row.values))}; {which} the {' and the '.join(kinds)}? "
+        f"{name}, for example {_option(**{kind: example[kind] for kind in kinds})}"
     )
 
 
