@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
+
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from puna.native.memory import resident_memory
 from puna.training.batch import Batch, Example, derived_seed
@@ -37,11 +41,13 @@ class Pass:
         batch: its documents.
         seconds: its time; that of the second pass, since libraries compile code in the first.
         memory: bytes of the process after it.
+        kept: bytes that autograd kept for the backward pass, without those of the model and its parameters.
     """
 
     batch: Batch
     seconds: float
     memory: int
+    kept: int
 
 
 def measure_pass(trainer: Trainer, plan: Plan) -> Pass:
@@ -54,10 +60,29 @@ def measure_pass(trainer: Trainer, plan: Plan) -> Pass:
         documents.append(example)
         tokens += len(example.ids)
     batch = Batch.of(documents, derived_seed(plan.settings.seed, 0))
-    for _ in range(2):
+    kept = _KeptBytes(trainer)
+    for hooks in (saved_tensors_hooks(kept.add, lambda tensor: tensor), nullcontext()):
         started = time.perf_counter()
-        trainer.forward_backward(batch, 1 / max(trainer.task.weight(batch), 1.0))
+        with hooks:
+            trainer.forward_backward(batch, 1 / max(trainer.task.weight(batch), 1.0))
         seconds = time.perf_counter() - started
         memory = resident_memory()
         trainer.optimizer.zero_gradients()
-    return Pass(batch, seconds, memory)
+    return Pass(batch, seconds, memory, kept.total)
+
+
+class _KeptBytes:
+    """Adds up the memory of the tensors that autograd saves, each once."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        model = trainer.trainable.model
+        own = (*model.parameters(), *model.buffers(), *trainer.trainable.parameters.values())
+        self._seen = {tensor.untyped_storage().data_ptr() for tensor in own}
+        self.total = 0
+
+    def add(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.total += storage.nbytes()
+        return tensor

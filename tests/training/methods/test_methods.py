@@ -15,6 +15,7 @@ from puna.adapters.torch_apply import apply_adapter
 from puna.errors import ConfigError
 from puna.model import LlamaForCausalLM, LlamaForSequenceClassification
 from puna.tokenizer import load_tokenizer
+from puna.training.methods import lora
 from puna.training.methods.base import Trainable
 from puna.training.methods.table import METHODS
 from puna.training.settings import TrainingSettings
@@ -327,6 +328,13 @@ def test_settings_that_do_not_fit_are_errors(method, settings, message):
     with pytest.raises(ConfigError, match=message):
         attach(model, method, **settings)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_rank_that_needs_more_memory_than_is_available_is_an_error(monkeypatch):
+    monkeypatch.setattr(lora, "available_memory", lambda: 1_000_000)
+    attach(golden(), "lora", rank=2)
+    with pytest.raises(ConfigError, match=r"rank 60,000 needs .* GB of memory .* 1.0 MB is available; lower rank"):
+        attach(golden(), "lora", rank=60_000)
 
 
 def test_an_adapter_of_another_kind_cannot_be_continued(tmp_path):

@@ -14,8 +14,9 @@ from torch import Tensor
 from puna.adapters import Adapter, LowRank
 from puna.adapters.torch_hooks import find_module
 from puna.checkpoint.names import EMBEDDING, HEAD
-from puna.errors import ConfigError
+from puna.errors import ConfigError, show_bytes
 from puna.model.quantized import PackedMatrix
+from puna.native.memory import available_memory
 from puna.tokenizer import PreTrainedTokenizerBase
 from puna.training.batch import derived_seed
 from puna.training.methods.attach import (
@@ -29,6 +30,9 @@ from puna.training.methods.attach import (
 from puna.training.methods.base import LowRankParameters, Method, Trainable
 from puna.training.methods.targets import pattern_table, select_matrices, train_saved
 from puna.training.settings import TrainingSettings
+
+_TRAINED_BYTES = 16
+"""Bytes of a trained parameter with its gradient and AdamW's moments, float32."""
 
 
 class Lora(Method):
@@ -91,6 +95,7 @@ def _new_changes(trainable: Trainable, settings: TrainingSettings) -> dict[str, 
     shapes = select_matrices(trainable, settings, settings.targets or "all-linear")
     ranks = pattern_table("rank_pattern", settings.rank_pattern, settings.rank, shapes)
     alphas = pattern_table("alpha_pattern", settings.alpha_pattern, settings.alpha, shapes)
+    _check_memory(sum(ranks[name] * sum(shape) for name, shape in shapes.items()), max(ranks.values()))
     changes: dict[str, dict[str, Any]] = {}
     for index, (name, (outputs, inputs)) in enumerate(shapes.items()):
         rank = ranks[name]
@@ -103,6 +108,16 @@ def _new_changes(trainable: Trainable, settings: TrainingSettings) -> dict[str, 
             magnitude = row_norms(find_module(trainable.model, name), a.to(device), b.to(device), scale)
         changes[name] = {"a": a, "b": b, "scale": scale, "magnitude": magnitude}
     return changes
+
+
+def _check_memory(trained: int, rank: int) -> None:
+    """Raises ConfigError if the memory that is available is not enough for a number of trained parameters."""
+    needed, available = trained * _TRAINED_BYTES, available_memory()
+    if available is not None and needed > available:
+        raise ConfigError(
+            f"rank {rank:,} needs {show_bytes(needed)} of memory for {trained:,} parameters, but "
+            f"{show_bytes(available)} is available; lower rank, or change fewer matrices (targets, layers)"
+        )
 
 
 def _copies(start: Adapter) -> dict[str, dict[str, Any]]:

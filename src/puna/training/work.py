@@ -1,0 +1,194 @@
+"""The sizes of a run that its time and memory depend on. The operations are those of PyTorch's `FlopCounterMode`.
+
+Legend: D hidden, I intermediate, K width of all keys, L layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from puna.config import LlamaConfig
+from puna.training.batch import Example
+from puna.training.forward.fused.products import product_dtype
+from puna.training.settings import TrainingSettings
+
+OPTIMIZER_BYTES, OPTIMIZER_SPEED = 28, 8e9
+"""Bytes of a trained parameter that a step of AdamW reads and writes, and bytes per second."""
+
+_HEAD_BYTES = 64 << 20
+"""Memory of the chunk of logits that exists at one time, with its gradient."""
+
+_REFERENCE_FACTOR = 3.0
+"""Activations that autograd keeps in the reference forward pass, if they are not measured."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The sizes of a run that its time and memory depend on.
+
+    Attributes:
+        config: of the model.
+        trained: number of trained parameters.
+        trained_matrices: number of those in matrices of the model's layers, in full fine-tuning.
+        added: number of those in matrices that a method adds, such as LoRA's.
+        trains_head: whether the head trains, or the embeddings with which it is tied.
+        steps: optimizer steps.
+        documents: of all steps.
+        tokens, supervised, attended: means per document: tokens, supervised tokens, and squared tokens.
+        longest: tokens of the longest document that was read.
+        evaluated: documents of all evaluations together.
+        held_out: documents of the last evaluation, which does not depend on the number of steps.
+        value_bytes: bytes of an activation.
+        product_bytes: bytes of a value of a matrix product.
+        kept_factor: kept activations relative to those that the fused forward pass keeps for LoRA.
+        frozen_layers: number of the layers below the lowest that trains, through which no gradient flows.
+        cached_documents: documents whose activations of these layers are computed once and kept; 0 without a cache.
+        cache_limit: maximum bytes of these activations in memory.
+        is_served: whether the native runtime computes the forward pass, and the fused one repeats it.
+    """
+
+    config: LlamaConfig
+    trained: int
+    trained_matrices: int
+    added: int
+    trains_head: bool
+    steps: int
+    documents: int
+    tokens: float
+    supervised: float
+    attended: float
+    longest: int
+    evaluated: int = 0
+    held_out: int = 0
+    value_bytes: int = 2
+    product_bytes: int = 2
+    kept_factor: float = 1.0
+    frozen_layers: int = 0
+    cached_documents: int = 0
+    cache_limit: int = 0
+    is_served: bool = False
+
+    @property
+    def trained_share(self) -> float:
+        """Share of the layers through which gradients flow."""
+        return 1 - self.frozen_layers / self.config.num_hidden_layers
+
+    @property
+    def head_bytes(self) -> int:
+        """Memory of logits, which a classifier does not have."""
+        return _HEAD_BYTES if self.supervised else 0
+
+    @property
+    def cache_bytes(self) -> float:
+        """Memory of the activations of frozen layers."""
+        return min(self.cache_limit, self.cached_documents * self.tokens * self.config.hidden_size * self.value_bytes)
+
+    @property
+    def matrices(self) -> int:
+        """Number of parameters of the matrices of all layers, without embeddings and head."""
+        config = self.config
+        keys = config.num_key_value_heads * config.head_dim
+        heads = config.num_attention_heads * config.head_dim
+        inner = 3 * config.hidden_size * config.intermediate_size
+        return config.num_hidden_layers * (config.hidden_size * (2 * heads + 2 * keys) + inner)
+
+    def forward_operations(self) -> float:
+        """Returns the operations of the forward pass of a document; a multiplication and an addition are two."""
+        config = self.config
+        attention = 4 * config.num_attention_heads * config.head_dim * config.num_hidden_layers * self.attended / 2
+        return 2 * (self.matrices + self.added) * self.tokens + attention + self._head_operations()
+
+    def frozen_operations(self) -> float:
+        """Returns the operations of the layers without gradients in the forward pass of a document."""
+        return (self.forward_operations() - self._head_operations()) * (1 - self.trained_share)
+
+    def _head_operations(self) -> float:
+        return 2 * self.config.hidden_size * self.config.vocab_size * self.supervised
+
+    def training_operations(self, checkpointing: bool) -> float:
+        """Returns the operations of the forward and backward pass of a document.
+
+        The backward pass computes the gradients of inputs, and those of trained matrices, each with as many operations
+        as the forward pass. Checkpointing repeats the forward pass of the layers.
+        """
+        forward, head = self.forward_operations(), self._head_operations()
+        weights = 2 * (self.trained_matrices + self.added) * self.tokens + head * self.trains_head
+        layers = (forward - head) * self.trained_share
+        return forward + head + layers + weights + (layers if checkpointing else 0.0)
+
+    def operations(self, checkpointing: bool = False) -> float:
+        """Returns the operations of the run, with its evaluations."""
+        training = self.training_operations(checkpointing) * self.documents
+        if self.cached_documents:
+            training -= self.frozen_operations() * max(0, self.documents - self.cached_documents)
+        return training + self.forward_operations() * self.evaluated
+
+    def seconds(self, speed: float, checkpointing: bool = False) -> float:
+        """Returns the time of the run at a speed in operations per second."""
+        return self.operations(checkpointing) / speed + self.steps * self.trained * OPTIMIZER_BYTES / OPTIMIZER_SPEED
+
+    def shortened(self, steps: int) -> Work:
+        """Returns the work of a run with fewer steps."""
+        share = steps / self.steps
+        evaluated = self.held_out + round((self.evaluated - self.held_out) * share)
+        return replace(self, steps=steps, documents=round(self.documents * share), evaluated=evaluated)
+
+    def kept_bytes(self, tokens: int, checkpointing: bool = False) -> float:
+        """Returns the memory of the activations that a forward pass of `tokens` tokens keeps for the backward pass."""
+        config = self.config
+        keys = config.num_key_value_heads * config.head_dim
+        layer = (4 * config.hidden_size + 2 * keys + 2 * config.intermediate_size) * self.kept_factor
+        layers = config.num_hidden_layers - self.frozen_layers
+        kept = layers * config.hidden_size + layer if checkpointing else layers * layer
+        return tokens * self.value_bytes * kept
+
+    def activation_bytes(self, tokens: int, checkpointing: bool = False) -> float:
+        """Returns the memory of these activations, and of the gradients and recomputed values of one layer."""
+        working = 4 * self.config.intermediate_size * self.product_bytes
+        return self.kept_bytes(tokens, checkpointing) + tokens * working
+
+
+def work_of(
+    model: Any, parameters: dict[str, Any], examples: Sequence[Example], settings: TrainingSettings,
+    *, steps: int, documents: int, evaluated: int, is_fused: bool,
+) -> Work:  # fmt: skip
+    """Returns the sizes of a run.
+
+    Args:
+        model: the loaded model with its trainable parameters attached.
+        parameters: the trainable parameters by name.
+        examples: some documents of the data.
+        evaluated: documents of one evaluation.
+        is_fused: whether the fused forward pass computes the run.
+    """
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    lengths = np.array([len(example.ids) for example in examples], np.float64)
+    supervised = [0 if example.label is not None else int(np.count_nonzero(example.weights)) for example in examples]
+    sizes = {name: item.numel() for name, item in parameters.items() if item.ndim == 2}
+    matrices = {name for name in sizes if name.endswith("_proj.weight")}
+    outer = {name for name in sizes if name.endswith(("embed_tokens.weight", "lm_head.weight", "score.weight"))}
+    evaluations = 1 + (steps // settings.eval_steps if settings.eval_steps else 0)
+    return Work(
+        config=model.config,
+        trained=sum(item.numel() for item in parameters.values()),
+        trained_matrices=sum(sizes[name] for name in matrices),
+        added=sum(size for name, size in sizes.items() if name not in matrices | outer),
+        trains_head=any("lm_head" in name or model.config.tie_word_embeddings for name in outer),
+        steps=steps,
+        documents=documents,
+        tokens=float(lengths.mean()),
+        supervised=sum(supervised) / len(supervised),
+        attended=float((lengths**2).mean()),
+        longest=int(lengths.max()),
+        evaluated=evaluated * evaluations,
+        held_out=evaluated,
+        value_bytes=dtype.itemsize,
+        product_bytes=product_dtype(dtype).itemsize,
+        kept_factor=1.0 if is_fused else _REFERENCE_FACTOR,
+        is_served=settings.forward == "served",
+    )
