@@ -1,9 +1,9 @@
 """Measures complete training steps of SmolLM2-135M, 4 documents of 256 tokens: puna, transformers with peft, and trl.
 
-    python benchmarks/train.py [lora] [lora-float32] [qlora] [full] [--repeat 3] [--threads 2]
+    python benchmarks/train.py [lora] [lora-float32] [qlora] [full] [--repeat 3] [--without trl "peft, bf"]
 
 Needs transformers, peft and trl in this environment. Each engine runs in its own process, which is stopped while
-another works; the engines take turns, and their first two steps do not count. LoRA has rank 16 and changes all linear
+another works; the engines take turns, and their first step does not count. LoRA has rank 16 and changes all linear
 layers; `qlora` trains on the matrices of the GGUF file, the other engines on a bfloat16 copy in Hugging Face's layout.
 Every step includes clipping and AdamW; nothing is recomputed, and there is no padding. Prints the median of tokens per
 second, the slowest and fastest step, the share of the processor's bf16 peak (LoRA: 598 MFLOP per token; measured before
@@ -40,9 +40,11 @@ def _engine(engine: str, method: str, dtype: str = "bfloat16", autocast: bool = 
 WORKS = {
     "lora": {
         "puna": _engine("puna", "lora"),
+        "peft, float32": _engine("transformers", "lora", "float32"),
         "peft, bfloat16 autocast": _engine("transformers", "lora", "float32", autocast=True),
         "peft, bfloat16 base": _engine("transformers", "lora"),
         "peft, bfloat16 base and autocast": _engine("transformers", "lora", autocast=True),
+        "trl SFTTrainer, float32": _engine("trl", "lora", "float32"),
         "trl SFTTrainer, bfloat16 autocast": _engine("trl", "lora", "float32", autocast=True),
     },
     "lora-float32": {
@@ -52,6 +54,7 @@ WORKS = {
     "qlora": {"puna, LoRA": _engine("puna", "lora"), "puna, QLoRA": _engine("puna", "qlora")},
     "full": {
         "puna": _engine("puna", "full"),
+        "transformers, float32": _engine("transformers", "full", "float32"),
         "transformers, bfloat16 autocast": _engine("transformers", "full", "float32", autocast=True),
         "transformers, bfloat16": _engine("transformers", "full"),
     },
@@ -110,7 +113,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("works", nargs="*", help=f"of {', '.join(WORKS)}; all by default")
     parser.add_argument("--repeat", type=int, default=3, help="steps of each engine")
-    parser.add_argument("--without", nargs="*", default=[], help="engines to leave out, such as trl or peft")
+    parser.add_argument(
+        "--without", nargs="*", default=[], help="engines to leave out, by the first words of their names"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path.home() / ".cache/puna/benchmarks/train")
     options = parser.parse_args()
@@ -124,7 +129,7 @@ def main() -> None:
         convert(packed, folder, to="hf", dtype="bfloat16")
     for name in options.works or WORKS:
         print(name)
-        engines = {key: value for key, value in WORKS[name].items() if key.split(maxsplit=1)[0] not in options.without}
+        engines = {key: value for key, value in WORKS[name].items() if not key.startswith(tuple(options.without))}
         run_work(engines, (Path(packed), folder), options)
 
 

@@ -37,10 +37,12 @@ def open_puna(load: dict[str, Any]) -> Step:
     from puna.training.forward.choice import forward_for
     from puna.training.methods.table import METHODS
     from puna.training.optimizers.adamw import AdamW
-    from puna.training.settings import TrainingSettings
+    from puna.training.plan import group
+    from puna.training.settings import TrainingSettings, task_defaults
 
-    method, values = METHODS[load["method"]], {} if load["method"] == "full" else {"rank": RANK}
-    settings = TrainingSettings.of({"method": method.name, "dtype": load["dtype"], **values})
+    method = METHODS[load["method"]]
+    values = {"method": method.name, "dtype": load["dtype"], **({} if method.name == "full" else {"rank": RANK})}
+    settings = TrainingSettings.of({**task_defaults("sft", values), **values})
     dtype = getattr(torch, load["dtype"])
     model = LlamaForCausalLM.from_pretrained(load["model"], dtype=dtype, keep_quantized=method.keep_quantized)
     trainable = method.attach(model, None, settings)
@@ -50,10 +52,15 @@ def open_puna(load: dict[str, Any]) -> Step:
     optimizer = AdamW(trainable.parameters, settings)
     weights = np.r_[0, np.ones(load["length"] - 1)].astype(np.float32)
     ids = random_ids(load, load["documents"]).astype(np.int32)
-    batch = Batch.of([Example(row, weights, None, Source("random", i)) for i, row in enumerate(ids)], 0)
+    examples = [Example(row, weights, None, Source("random", i)) for i, row in enumerate(ids)]
+    batches = [
+        Batch.of([examples[i] for i in places], 0) for places in group(examples, settings.micro_batch_tokens, True)
+    ]
+    weight = sum(batch.total_weight for batch in batches)
 
     def step() -> None:
-        forward.losses(batch, 1 / batch.total_weight).backward()  # type: ignore[no-untyped-call]
+        for batch in batches:
+            forward.losses(batch, 1 / weight).backward()  # type: ignore[no-untyped-call]
         optimizer.step(RATE, min(1.0, CLIP / (optimizer.gradient_norm() + 1e-6)))
         trainable.after_step()
         optimizer.zero_gradients()
@@ -123,13 +130,19 @@ def open_trl(load: dict[str, Any]) -> Step:
         torch.set_num_threads(load["threads"])  # a setting of each thread
         trainer.train()
 
-    threading.Thread(target=train, daemon=True).start()
-    waiting.acquire()
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+
+    def wait() -> None:
+        while not waiting.acquire(timeout=1):
+            if not thread.is_alive():
+                raise RuntimeError("SFTTrainer ended before its next step; the log has its error")
+
+    wait()
 
     def step() -> None:
         begin.release()
-        if not waiting.acquire(timeout=60):
-            raise RuntimeError("SFTTrainer did not finish a step within 60 seconds")
+        wait()
 
     return step
 
@@ -138,7 +151,7 @@ OPEN = {"puna": open_puna, "transformers": open_transformers, "trl": open_trl}
 
 
 def main() -> None:
-    """Answers the requests "load" (with one step), "step" and "memory" (peak bytes of the process)."""
+    """Answers the requests "load", "step" and "memory" (peak bytes of the process)."""
     steps: list[Step] = []
 
     def handle(request: dict[str, Any]) -> Any:
@@ -147,6 +160,7 @@ def main() -> None:
         if request["do"] == "load":
             torch.set_num_threads(request["threads"])
             steps.append(OPEN[request["engine"]](request))
+            return None
         started = time.perf_counter()
         steps[0]()
         return {"seconds": time.perf_counter() - started}
