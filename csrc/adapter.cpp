@@ -29,14 +29,6 @@ Panels rows_of(const Panels& w, int64_t first, int64_t count) {
     return part;
 }
 
-// The inputs of the tokens from `first` on.
-Activations rows_from(const Activations& x, int64_t first) {
-    return {.values = x.values + first * x.cols,
-            .bf16 = x.bf16 ? x.bf16 + first * bf16_stride(x.cols) : nullptr,
-            .blocks = x.blocks ? x.blocks + first * block_stride(x.cols) : nullptr,
-            .cols = x.cols};
-}
-
 // Calls body(first row, number of rows) for the rows of the work units [first, last).
 template <typename Body>
 void for_each_rows(const Panels& w, int64_t first, int64_t last, int64_t tokens, const Body& body) {

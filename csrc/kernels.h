@@ -27,7 +27,7 @@ struct ActivationBlock {
     float half_sum[2];        // sums of the first 16 and of the last 16 quants
     int32_t neg_sum;          // -(sum of the quants), for formats with a zero point
     int32_t neg_half_sum[2];  // -(sums of the first 16 and of the last 16 quants)
-    int32_t unused;
+    int32_t start;            // 0x4b400000 - 8 * (sum of the quants), which AVX2 kernels read: see kFloatBits
 };
 static_assert(sizeof(ActivationBlock) == 64, "one cache line");
 
@@ -43,6 +43,14 @@ struct Activations {
     const ActivationBlock* blocks;  // [tokens][block_stride(cols)]
     int64_t cols;
 };
+
+// The inputs of the tokens from `first` on.
+inline Activations rows_from(const Activations& x, int64_t first) {
+    return {.values = x.values + first * x.cols,
+            .bf16 = x.bf16 ? x.bf16 + first * bf16_stride(x.cols) : nullptr,
+            .blocks = x.blocks ? x.blocks + first * block_stride(x.cols) : nullptr,
+            .cols = x.cols};
+}
 
 enum class CacheType : int32_t { kF32 = 0, kF16 = 1, kBF16 = 30, kQ8_0 = 8 };
 
@@ -90,8 +98,25 @@ struct MatmulJob {
     bool add;            // add the result to `out` instead of replacing it
 };
 
+// How products of several tokens are divided among threads. Each thread has about `pieces` pieces. A piece consists of
+// a multiple of `panels` panels, if the matrices have enough, and of a block of up to `tokens` tokens; 0: of all
+// tokens.
+struct Division {
+    int64_t pieces, panels, tokens;
+};
+
+// Returns the number of tokens of a block; `most` is 0 or at least 64.
+constexpr int64_t token_block(int64_t tokens, int64_t most) {
+    if (most == 0 || tokens <= most) return tokens;
+    const int64_t blocks = (tokens + most - 1) / most;
+    int64_t size = ((tokens + blocks - 1) / blocks + 3) / 4 * 4;  // kernels multiply tiles of four tokens
+    while (tokens % size == 1) size -= 4;                         // the work units of one token are other ones
+    return size;
+}
+
 struct Kernels {
     const char* name;
+    Division division;
     bool uses_bf16;  // bf16 instructions are used; bf16 matrices then read Activations::bf16
 
     // A token's result has the same bits for any number of tokens.

@@ -95,10 +95,11 @@ PUNA_INLINE void quantize_blocks(const float* x, ActivationBlock* blocks) {
     const float largest = reduce_max_bits(magnitude);
     float steps = 127.0f;
     if (kFullRange) {
-        steps = -128.0f;
+        bool negative = false;
 #pragma GCC unroll 4
-        for (int i = 0; i < 2 * kBlocks; ++i)
-            if (any_equal(value[i], -largest)) steps = 128.0f;
+        for (int i = 0; i < 2 * kBlocks; ++i) negative |= any_equal(value[i], -largest);
+        constexpr float kSteps[] = {-128.0f, 128.0f};
+        steps = kSteps[negative];  // not a branch, because half of its predictions would be wrong
     }
     const float scale = largest / steps, inverse = largest > 0.0f ? steps / largest : 0.0f;
     const f32x16 times = broadcast(inverse);
@@ -114,7 +115,7 @@ PUNA_INLINE void quantize_blocks(const float* x, ActivationBlock* blocks) {
             to.half_sum[h] = static_cast<float>(sum[h]);
             to.neg_half_sum[h] = -sum[h];
         }
-        to.unused = 0;
+        to.start = 0x4b400000 - 8 * (sum[0] + sum[1]);
     }
 }
 

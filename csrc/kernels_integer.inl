@@ -219,7 +219,8 @@ PUNA_INLINE void init_sums(const ActivationBlock* a, int64_t stride, i32x16 (&su
 // Whether `dot` adds 0x4b400000 to its sums. The bits of the result are those of the float kMagic + sum, because 1.5 *
 // 2^23 has the bits 0x4b400000 and units of 1. Then fma(kMagic + sum, scale, -kMagic * scale) = sum * scale in one
 // instruction instead of two, rounded once as well: kMagic * scale is exact if the scale is a half-precision number.
-// One token does not gain, because -kMagic * scale is computed for each block.
+// One token does not gain, because -kMagic * scale is computed for each block. With the zero point 8 (Q4_0), the bits
+// 0x4b400000 - 8 * (sum of the activations) are stored with the activations: two instructions less than computing them.
 constexpr float kMagic = 12582912.0f;
 #if defined(__AVX2__) && !defined(PUNA_DOT_BYTES)
 template <typename F, int kTokens>
@@ -320,7 +321,9 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
             const int32_t magic = kFloatBits<F, kTokens> ? 0x4b400000 : 0;
-            const i32x16 start = broadcast_i32(zero_points<F, kFrom>(a[t * stride]) + magic);
+            const i32x16 start =
+                broadcast_i32(kFloatBits<F, kTokens> && F::kZero == 8 ? a[t * stride].start
+                                                                      : zero_points<F, kFrom>(a[t * stride]) + magic);
 #pragma GCC unroll 4
             for (int g = 0; g < kGroup; ++g)
                 for (int d = 0; d < kDigits<F>; ++d) PUNA_EACH_REG {
@@ -402,7 +405,6 @@ PUNA_INLINE void add_block(const Read& scales, const Quad& quad, const Activatio
 #pragma GCC unroll 4
         for (int g = 0; g < kGroup; ++g) {
             by[g] = scales(g);
-            if (kFloatBits<F, kTokens>) by[g].offset = by[g].scale[0] * broadcast(-kMagic);
         }
     };
     const auto add = [&](auto half, int t) PUNA_INLINED {
@@ -545,7 +547,11 @@ PUNA_INLINE void register_blocks(const uint8_t* from, int64_t panel_bytes, const
     f32x16 partial[kTokens][kGroup];
     const auto block = [&](auto is_first, const BlockOffsets& at, int64_t b) PUNA_INLINED {
         add_block<F, decltype(is_first)::kValue>(
-            [&](int g) PUNA_INLINED { return F::scales(from + g * panel_bytes, at); },
+            [&](int g) PUNA_INLINED {
+                BlockScales out = F::scales(from + g * panel_bytes, at);
+                if (kFloatBits<F, kTokens>) out.offset = out.scale[0] * broadcast(-kMagic);
+                return out;
+            },
             [&](int g, int s, int d)
                 PUNA_INLINED { return digit<F>(F::quad_again(from + g * panel_bytes + at.planes, s, table), d); },
             a + b, stride, partial);
@@ -617,9 +623,14 @@ static_assert(kTileGroup == 1, "a chunk is one piece of memory");
 constexpr bool kTilesPrefetch = false;
 #endif
 
+// Whether the first tile unpacks each block before it multiplies it: unpacking alone is limited by its stores, next to
+// which a tile can compute.
+constexpr bool kTilesUnpack = kTilesPrefetch;
+
 static_assert(kChunkBlocks % 2 == 0, "blocks that share a scale are added together");
 
-// kChunkBlocks blocks of kGroup panels, unpacked to bytes (or digits) and float scales.
+// kChunkBlocks blocks of kGroup panels, unpacked to bytes (or digits), float scales and minimums. With kFloatBits,
+// `min` holds BlockScales::offset.
 template <typename F, int kGroup>
 struct Unpacked {
     alignas(64) uint8_t quads[kChunkBlocks][8][kGroup][kDigits<F>][64];
@@ -627,27 +638,24 @@ struct Unpacked {
     alignas(64) float min[kChunkBlocks][kGroup][2][kLanes];
 };
 
-// Unpacks `blocks` blocks of kGroup panels, starting with block `first`.
+// Unpacks block `block` of kGroup panels, of which `from` is the first, as block `b` of `to`.
 template <typename F, int kGroup>
-PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t blocks, Unpacked<F, kGroup>& to) {
-    constexpr int kScales = F::kHalfScales ? 2 : 1;
-    const typename F::Table table = F::table(w);
+PUNA_INLINE void unpack_block(const uint8_t* from, int64_t panel_bytes, const typename F::Table& table, int64_t block,
+                              int64_t b, Unpacked<F, kGroup>& to) {
+    const BlockOffsets at = F::offsets(block);
     for (int g = 0; g < kGroup; ++g) {
-        const uint8_t* const from = w.data + (panel + g) * w.stride;
-        for (int64_t b = 0; b < blocks; ++b) {
-            const BlockOffsets at = F::offsets(first + b);
-            const uint8_t* block = from + at.planes;
-            if (!kTilesPrefetch) prefetch<F, kPrefetchFar, kStreamLevel>(block);
+        const uint8_t* const panel = from + g * panel_bytes;
+        if (!kTilesPrefetch) prefetch<F, kPrefetchFar, kStreamLevel>(panel + at.planes);
 #pragma GCC unroll 8
-            for (int s = 0; s < 8; ++s)
-                for (int d = 0; d < kDigits<F>; ++d)
-                    store_u32(to.quads[b][s][g][d], digit<F>(F::quad(block, s, table), d));
-            const BlockScales scales = F::scales(from, at);
-            for (int h = 0; h < kScales; ++h) {
-                store(to.scale[b][g][h], scales.scale[h]);
-                if (F::kHasMin) store(to.min[b][g][h], scales.min[h]);
-            }
+        for (int s = 0; s < 8; ++s)
+            for (int d = 0; d < kDigits<F>; ++d)
+                store_u32(to.quads[b][s][g][d], digit<F>(F::quad(panel + at.planes, s, table), d));
+        const BlockScales scales = F::scales(panel, at);
+        for (int h = 0; h < 1 + F::kHalfScales; ++h) {
+            store(to.scale[b][g][h], scales.scale[h]);
+            if (F::kHasMin) store(to.min[b][g][h], scales.min[h]);
         }
+        if (kFloatBits<F, 2>) store(to.min[b][g][0], scales.scale[0] * broadcast(-kMagic));
     }
 }
 
@@ -665,6 +673,7 @@ PUNA_INLINE void tile_blocks(const Unpacked<F, kGroup>& w, int64_t first, const 
                     out.scale[h] = load(w.scale[b][g][h]);
                     if (F::kHasMin) out.min[h] = load(w.min[b][g][h]);
                 }
+                if (kFloatBits<F, kTokens>) out.offset = load(w.min[b][g][0]);
                 return out;
             },
             [&](int g, int s, int d) PUNA_INLINED { return load_u32(w.quads[b][s][g][d]); }, a + b, stride, partial);
@@ -679,16 +688,18 @@ PUNA_INLINE void tile_blocks(const Unpacked<F, kGroup>& w, int64_t first, const 
     accumulate(partial, a + first, stride, acc);
 }
 
-// Adds `blocks` unpacked blocks for kTokens tokens to sums[kTokens][kGroup][16]. `ahead`, `lines`: see register_matmul.
-template <typename F, int kTokens, int kGroup>
-static void tile(const Unpacked<F, kGroup>& w, int64_t blocks, const ActivationBlock* a, int64_t stride, float* sums,
-                 const uint8_t* ahead, int lines) {
+// Adds `blocks` unpacked blocks for kTokens tokens to sums[kTokens][kGroup][16], or to 0 if `begins`. `ahead`, `lines`:
+// see register_matmul. Calls before(b) before it reads block b.
+template <typename F, int kTokens, int kGroup, typename Before>
+PUNA_INLINE void tile(const Unpacked<F, kGroup>& w, int64_t blocks, const ActivationBlock* a, int64_t stride,
+                      float* sums, bool begins, const uint8_t* ahead, int lines, const Before& before) {
     f32x16 acc[kTokens][kGroup];
     for (int t = 0; t < kTokens; ++t)
-        for (int g = 0; g < kGroup; ++g) acc[t][g] = load(sums + (t * kGroup + g) * kLanes);
+        for (int g = 0; g < kGroup; ++g) acc[t][g] = begins ? broadcast(0.0f) : load(sums + (t * kGroup + g) * kLanes);
     for (int64_t b = 0; b < blocks; b += F::kScaleBlocks) {
         if (kTilesPrefetch)
             for (int i = 0; i < lines * F::kScaleBlocks; ++i, ahead += kLine) __builtin_prefetch(ahead, 0, kL2);
+        before(b);
         tile_blocks<F>(w, b, a, stride, acc);
     }
     for (int t = 0; t < kTokens; ++t)
@@ -704,27 +715,39 @@ static void unpacked_matmul(const MatmulJob& job, int64_t panel, int64_t begin, 
     Unpacked<F, kGroup> unpacked;
     alignas(64) float sums[kTokenBlock * kGroup * kLanes];
     const int64_t total = w.cols / kBlock, stride = block_stride(w.cols);
-    for (int64_t i = 0; i < (end - begin) * kGroup; ++i) store(sums + i * kLanes, broadcast(0.0f));
+    const uint8_t* const from = w.data + panel * w.stride;
+    const typename F::Table table = F::table(w);
     for (int64_t first = 0; first < total; first += kChunkBlocks) {
         const int64_t blocks = total - first < kChunkBlocks ? total - first : kChunkBlocks;
-        unpack<F, kGroup>(w, panel, first, blocks, unpacked);
         const int64_t bytes = blocks * (w.stride / total), turns = (end - begin + kTile - 1) / kTile * blocks;
         const int lines = static_cast<int>((bytes / kLine + turns - 1) / turns);  // that a tile prefetches per block
-        const uint8_t* ahead = w.data + panel * w.stride + F::offsets(first).planes + bytes;
+        const uint8_t* ahead = from + F::offsets(first).planes + bytes;
         int64_t t = begin;
-        const auto pass = [&](auto tokens) {
+        const auto run = [&](auto tokens, const auto& before) PUNA_INLINED {
             constexpr int kTokens = decltype(tokens)::kValue;
-            for (; t + kTokens <= end; t += kTokens, ahead += lines * blocks * kLine)
-                tile<F, kTokens, kGroup>(unpacked, blocks, job.x.blocks + t * stride + first, stride,
-                                         sums + (t - begin) * kGroup * kLanes, ahead, lines);
+            float* const to = sums + (t - begin) * kGroup * kLanes;
+            tile<F, kTokens, kGroup>(unpacked, blocks, job.x.blocks + t * stride + first, stride, to, first == 0, ahead,
+                                     lines, before);
+            if (first + blocks == total)
+                for (int i = 0; i < kTokens * kGroup; ++i)
+                    store_rows(load(to + i * kLanes), job, panel + i % kGroup, t + i / kGroup);
+            t += kTokens;
+            ahead += lines * blocks * kLine;
         };
-        pass(Constant<kTile>());
-        if (kTileTokens > 2) pass(Constant<2>());
-        pass(Constant<1>());
+        const auto unpack = [&](int64_t b) PUNA_INLINED {
+            for (int i = 0; i < F::kScaleBlocks; ++i)
+                unpack_block(from, w.stride, table, first + b + i, b + i, unpacked);
+        };
+        const auto none = [](int64_t) PUNA_INLINED {};
+        if constexpr (kTilesUnpack)
+            if (end - begin >= kTile) run(Constant<kTile>(), unpack);
+        if (t == begin)
+            for (int64_t b = 0; b < blocks; b += F::kScaleBlocks) unpack(b);
+        while (t + kTile <= end) run(Constant<kTile>(), none);
+        if (kTileTokens > 2)
+            while (t + 2 <= end) run(Constant<2>(), none);
+        while (t < end) run(Constant<1>(), none);
     }
-    for (int64_t t = begin; t < end; ++t)
-        for (int g = 0; g < kGroup; ++g)
-            store_rows(load(sums + ((t - begin) * kGroup + g) * kLanes), job, panel + g, t);
 }
 
 // Multiplies kGroup neighbouring panels by the tokens [begin, end), in tiles of kRegisterTile or fewer. Every tile

@@ -3,6 +3,13 @@
 // Tokens per loop over the panels; their activations stay in L2. Zen 4: other sizes are within the noise.
 constexpr int kTokenBlock = 128;
 
+// Zen 3: see benchmarks/NOTES.md.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr Division kDivision{.pieces = 64, .panels = 1, .tokens = 64};
+#else  // other numbers of pieces, and blocks of tokens, were not measured
+constexpr Division kDivision{.pieces = 16, .panels = 6, .tokens = 0};
+#endif
+
 // Completes one token's sums of a panel's rows: adds the bias, then stores them or adds them to the output. Rows beyond
 // the matrix are skipped.
 PUNA_INLINE void store_rows(const f32x16& value, const MatmulJob& job, int64_t panel, int64_t token) {

@@ -114,6 +114,7 @@ static void exponentials(const float* x, int64_t count, float maximum, double te
 static constexpr Kernels table(const char* name) {
     return {
         .name = name,
+        .division = kDivision,
         .uses_bf16 = kUsesBf16,
         .matmul = matmul,
         .quantize = quantize,

@@ -512,45 +512,51 @@ void Model::normalise(const std::vector<float>& weight, std::initializer_list<co
     add_time(PUNA_PHASE_NORM);
 }
 
-// Multiplies several matrices by the same tokens in one parallel loop over the work units of all of them, and applies
-// the adapters' changes to matrices of a layer (-1: to the head). With `add`, adds the results to `out`.
+// Multiplies several matrices by the same tokens in one parallel loop over the work units of all of them, for one block
+// of tokens after the other, and applies the adapters' changes to matrices of a layer (-1: to the head). With `add`,
+// adds the results to `out`.
 void Model::project(std::initializer_list<Projection> outs, int32_t layer, const Activations& x, int64_t tokens,
                     bool add) {
     int64_t total = 0;
     for (const Projection& out : outs) total += work_units(out.matrix->panels, tokens);
-    const int64_t pieces = 16 * pool_.threads();  // neighbours were not recorded
-    // Kernels process the halves of a strip in pairs, and panels in groups of two or three.
-    const int64_t unit = tokens > 1 && total >= 3 * pieces ? 6 : 2;
-    const int64_t grain = ((total + pieces - 1) / pieces + unit - 1) / unit * unit;
     plan_products(outs, layer);
     const bool adapted = !products_.empty();
     // The sum w x + b a x is complete before it is added, since an adapter may scale it.
     const bool separate = add && adapted;
     if (separate) added_.grow_discarding(static_cast<size_t>(tokens * outs.begin()->stride));
-    pool_.each(total, grain, [&](int64_t begin, int64_t end, int) noexcept {
+    const Division& by = kernels_.division;
+    const int64_t size = adapted ? tokens : token_block(tokens, by.tokens), blocks = (tokens + size - 1) / size;
+    // One token: 16 pieces, whose neighbours were not recorded, of pairs of half strips.
+    const int64_t pieces = (tokens > 1 ? by.pieces : 16) * pool_.threads();
+    const int64_t unit = tokens > 1 && (by.panels < 2 || total >= 48 * pool_.threads()) ? by.panels : 2;
+    const int64_t grain = ((blocks * total + pieces - 1) / pieces + unit - 1) / unit * unit;
+    pool_.each(blocks * total, grain, [&](int64_t begin, int64_t end, int) noexcept {
         if (adapted) multiply_inner(x);
-        int64_t before = 0;
-        size_t index = 0;
-        for (const Projection& out : outs) {
-            const int64_t count = work_units(out.matrix->panels, tokens);
-            const int64_t first = begin > before ? begin - before : 0;
-            const int64_t last = end - before < count ? end - before : count;
-            const Projection to{out.matrix, separate ? added_.data() : out.out, out.stride, out.kind};
-            if (first < last) {
-                if (adapted) prefetch_products(out.matrix->panels, index, first, last, tokens);
-                kernels_.matmul({.w = out.matrix->panels,
-                                 .x = x,
-                                 .first = first,
-                                 .last = last,
-                                 .tokens = tokens,
-                                 .out = to.out,
-                                 .out_stride = to.stride,
-                                 .add = add && !separate});
-                if (adapted) add_products(to, index, first, last, tokens);
-                if (separate) add_rows(to, out.out, first, last, tokens);
+        for (int64_t block = begin / total; block * total < end; ++block) {
+            const int64_t token = block * size, count = std::min(size, tokens - token);
+            const Activations from = rows_from(x, token);
+            int64_t before = block * total;
+            size_t index = 0;
+            for (const Projection& out : outs) {
+                const int64_t units = work_units(out.matrix->panels, tokens);
+                const int64_t first = std::max<int64_t>(begin - before, 0), last = std::min(end - before, units);
+                const Projection to{out.matrix, separate ? added_.data() : out.out, out.stride, out.kind};
+                if (first < last) {
+                    if (adapted) prefetch_products(out.matrix->panels, index, first, last, tokens);
+                    kernels_.matmul({.w = out.matrix->panels,
+                                     .x = from,
+                                     .first = first,
+                                     .last = last,
+                                     .tokens = count,
+                                     .out = to.out + token * to.stride,
+                                     .out_stride = to.stride,
+                                     .add = add && !separate});
+                    if (adapted) add_products(to, index, first, last, tokens);
+                    if (separate) add_rows(to, out.out, first, last, tokens);
+                }
+                before += units;
+                ++index;
             }
-            before += count;
-            ++index;
         }
     });
 }
@@ -633,7 +639,9 @@ void Model::attend_split(int32_t layer, const Tile& tile, int64_t head, int64_t 
 void Model::attend(int32_t layer) {
     const int64_t heads = shape_.kv_heads;
     const int64_t items = tiles_.empty() ? 0 : tiles_.back().before + int64_t{tiles_.back().splits} * heads;
-    pool_.each(items, items > 64 * pool_.threads() ? 4 : 1, [&](int64_t begin, int64_t end, int thread) noexcept {
+    // Items of single tokens are short.
+    const bool many = tiles_.size() == tokens_.size() && items > 64 * pool_.threads();
+    pool_.each(items, many ? 4 : 1, [&](int64_t begin, int64_t end, int thread) noexcept {
         for (int64_t item = begin; item < end; ++item) {
             // Items are processed in descending order: the last tiles of a prompt attend to the most keys, and starting
             // with them shortens the tail of the loop.

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels.h"
 #include "puna.h"
 #include "threads.h"
 
@@ -119,11 +120,21 @@ void check_pool() {
     }
 }
 
+// Checks that a product of several tokens is never divided into blocks of which one has a single token.
+void check_blocks() {
+    for (const int64_t most : {64, 128})
+        for (int64_t tokens = 2; tokens <= 2100; ++tokens) {
+            const int64_t size = puna::token_block(tokens, most);
+            if (size < 2 || size > most || tokens % size == 1) fail("a block of tokens has the wrong size");
+        }
+}
+
 constexpr int kPages = 8, kLength = 100, kRequests = 4;
 
-// Runs `kRequests` prompts together, in random chunks of up to `largest` tokens. Requests 1 to 3 have the adapters 1,
-// 2 and 1; request 3 begins with given embeddings and returns hidden states. Returns all outputs, request by request.
-std::vector<float> run(puna_model* model, const Case& one, uint32_t seed, int largest) {
+// Runs `kRequests` prompts together, in random chunks of up to `largest` tokens. With `adapted`, requests 1 to 3 have
+// the adapters 1, 2 and 1; request 3 begins with given embeddings and returns hidden states. Returns all outputs,
+// request by request.
+std::vector<float> run(puna_model* model, const Case& one, uint32_t seed, int largest, bool adapted) {
     std::mt19937 random(seed);
     const size_t vocab = static_cast<size_t>(one.shape.vocab_size);
     const size_t hidden_size = static_cast<size_t>(one.shape.hidden_size);
@@ -160,7 +171,9 @@ std::vector<float> run(puna_model* model, const Case& one, uint32_t seed, int la
                  .start = done[r],
                  .rows = embedded ? std::min(count, 40 - done[r]) : count,
                  .output = r == 3 ? PUNA_OUTPUT_HIDDEN : PUNA_OUTPUT_LOGITS,
-                 .adapter = r % 2 ? 1 : r});
+                 .adapter = !adapted ? 0
+                            : r % 2  ? 1
+                                     : r});
             owners.push_back(r);
         }
         busy = !chunks.empty();
@@ -193,6 +206,7 @@ int main(int count, char** arguments) {
     // each kind suffices: they reach the same code and the same sharing of memory between threads as all 16.
     const uint32_t seeds = count > 1 && std::string(arguments[1]) == "quick" ? 2 : 16;
     check_pool();
+    check_blocks();
     // Shape (sizes, eps, cache, unrotated keys), threads, format.
     const Case cases[] = {
         {{67, 40, 52, 2, 4, 2, 10, 1e-5f, 0, 0}, 3, -1},   {{33, 48, 80, 1, 3, 1, 20, 1e-5f, 1, 1}, 2, -1},
@@ -206,9 +220,13 @@ int main(int count, char** arguments) {
             const Model many{make(one, kernels.c_str(), kPages)};
             const Case single{one.shape, 1, one.quantize};
             const Model alone{make(single, kernels.c_str(), kPages)};
-            const std::vector<float> wanted = run(alone.model, single, 0, kLength);
+            const std::vector<float> wanted = run(alone.model, single, 0, kLength, true);
             for (uint32_t seed = 1; seed <= seeds; ++seed, ++runs)
-                if (run(many.model, one, seed, seed % 2 ? 9 : 90) != wanted) fail("a schedule changed the bits");
+                if (run(many.model, one, seed, seed % 2 ? 9 : 90, true) != wanted) fail("a schedule changed the bits");
+            // Products without adapters are divided by tokens as well.
+            const std::vector<float> plain = run(alone.model, single, 0, kLength, false);
+            if (run(many.model, one, 2, 90, false) != plain) fail("a schedule without adapters changed the bits");
+            ++runs;
         }
     std::printf("%d schedules, the same bits in all\n", runs);
     return 0;
