@@ -11,6 +11,7 @@ from puna.errors import ConfigError, TrainingError
 from puna.tokenizer import load_tokenizer
 from puna.training.batch import Batch
 from puna.training.metrics import evaluate_labels
+from puna.training.report.metrics import read_metrics
 from puna.training.settings import TrainingSettings
 from puna.training.tasks.classify import Classify, last_positions
 from tests.golden.files import LAYOUTS
@@ -178,3 +179,13 @@ def test_a_metric_that_is_not_a_number_is_refused(tmp_path):
     rows = [{"text": f"llama {index}", "label": "ab"[index % 2]} for index in range(8)]
     with pytest.raises(TrainingError, match=r"best_metric is 'classes', .* choose one of loss, accuracy, f1_macro"):
         train(LAYOUTS["hf"], rows, "classify", output=tmp_path / "run", eval_share=0.25, steps=1, best_metric="classes")
+    assert not read_metrics(tmp_path / "run").steps  # refused before the first step
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_a_result_whose_loss_is_not_finite_is_an_error(tmp_path):
+    """The last step has finite gradients, but its rate makes the parameters useless."""
+    rows = [{"text": f"llama {index}", "label": "ab"[index % 2]} for index in range(8)]
+    options = {"eval_share": 0.25, "steps": 1, "learning_rate": 1e30}
+    with pytest.raises(TrainingError, match=r"loss of the held-out data after step 1 is nan.*learning_rate \(1e\+30\)"):
+        train(LAYOUTS["hf"], rows, "classify", output=tmp_path / "run", **options)

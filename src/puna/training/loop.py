@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from puna.errors import TrainingError
@@ -120,6 +121,7 @@ class Loop:
         self.store.reserve(max(self.state().size, 3 * parameters))  # AdamW adds two moments in its first step
         with Interrupts() as interrupts:
             try:
+                self._check_metric()
                 self._sample(0)
                 self._steps(interrupts)
                 self._finish()
@@ -207,10 +209,11 @@ class Loop:
             return False
         step, name = self.progress.step, self.settings.best_metric
         metrics = self.trainer.evaluate(self.held_out())
-        numbers = [key for key, value in metrics.items() if isinstance(value, int | float | None)]
-        if name not in numbers:
+        loss = metrics.get("loss")
+        if isinstance(loss, float) and not math.isfinite(loss):
             raise TrainingError(
-                f"best_metric is {name!r}, which is not a number of this evaluation; choose one of {', '.join(numbers)}"
+                f"the loss of the held-out data after step {step} is {loss}, so that the trained parameters are of no "
+                f"use; lower learning_rate ({self.rate:g})"
             )
         is_first = self.progress.best[0] < 0
         is_best = is_first or is_better(name, metrics[name], self.progress.best[1][name])
@@ -222,6 +225,18 @@ class Loop:
                 self._save()
         event = EvaluationEvent(step, metrics, is_best)
         return _any_requests([observer.evaluated(event) for observer in self.observers])
+
+    def _check_metric(self) -> None:
+        """Raises TrainingError before the first step if no evaluation has the metric that chooses the best state."""
+        name = self.settings.best_metric
+        if self.held_out is None or name == "loss":
+            return
+        metrics = self.trainer.evaluate(islice(self.held_out(), 1))
+        numbers = [key for key, value in metrics.items() if isinstance(value, int | float | None)]
+        if name not in numbers:
+            raise TrainingError(
+                f"best_metric is {name!r}, which is not a number of the evaluations; choose one of {', '.join(numbers)}"
+            )
 
     def _sample(self, step: int) -> None:
         prompts = self.settings.sample_prompts

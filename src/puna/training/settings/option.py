@@ -131,7 +131,10 @@ def _within(number: Any, item: Field[Any]) -> bool:
 
 def _describe(kind: Any, item: Field[Any]) -> str:
     """Returns the words for the values that an option accepts."""
-    limits = " and ".join(f"{name} {limit:g}" for name, limit in item.metadata["limits"].items())
+    limits = " and ".join(
+        f"{name} {limit:,}" if isinstance(limit, int) else f"{name} {limit:g}"
+        for name, limit in item.metadata["limits"].items()
+    )
     return f"{describe_type(kind)}{' ' * bool(limits)}{limits}"
 
 

@@ -24,7 +24,7 @@ class RunSettings:
         "bfloat16", "type of the frozen weights and of the activations; trained parameters are float32"
     )
     steps: int | None = option(None, "number of optimizer steps; by default what the epochs need", at_least=1)
-    epochs: float | None = option(None, "passes over the data; 3 without steps", above=0, at_most=1e9)
+    epochs: float | None = option(None, "passes over the data; 3 without steps", above=0, at_most=1_000_000_000)
     batch_size: int = option(8, "documents of one optimizer step", at_least=1, at_most=1_000_000)
     micro_batch_tokens: int = option(
         2048, "tokens of one forward pass at most (one document at least), by default 512 with qlora or quantized; "
