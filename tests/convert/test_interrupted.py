@@ -529,7 +529,7 @@ def test_a_run_killed_at_a_random_moment_can_be_repeated(tmp_path: Path) -> None
         begin = staged_bytes(tmp_path / "out")  # of earlier turns
         goal = begin + (rng.uniform(0, 1) if turn else 0.1) * (total - begin)
         while process.poll() is None and staged_bytes(tmp_path / "out") < goal:
-            time.sleep(0.001)
+            time.sleep(0.004)
         time.sleep(rng.uniform(0, 0.02))
         process.send_signal(signal.SIGKILL)
         process.wait()

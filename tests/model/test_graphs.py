@@ -28,10 +28,11 @@ INPUTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def new_model(rope: str, **fields: Any) -> LlamaForCausalLM:
+def new_model(rope: str, layers: int = 1, **fields: Any) -> LlamaForCausalLM:
+    """Returns a small model. Capturing a graph takes time for each layer: one test of each kind has two."""
     torch.manual_seed(0)
     length = 8 if rope in ("dynamic", "longrope") else 64
-    sizes = {"num_hidden_layers": 2, "num_key_value_heads": 2}  # a graph needs time for each layer
+    sizes = {"num_hidden_layers": layers, "num_key_value_heads": 2}
     config = config_of(rope_scaling=ROPES[rope], max_position_embeddings=length, **sizes, **fields)
     return LlamaForCausalLM(config).eval()
 
@@ -76,7 +77,7 @@ def assert_equal_outputs(result: CausalLMOutputWithPast, expected: CausalLMOutpu
 )
 @torch.no_grad()
 def test_a_compiled_model_is_one_graph_for_all_inputs(rope: str, every: Iterable[str]) -> None:
-    model = new_model(rope)
+    model = new_model(rope, layers=2 if rope == "default" else 1)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     for name in every:
@@ -101,7 +102,7 @@ def test_a_compiled_model_returns_all_outputs(eager: bool) -> None:
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_compiled_model_trains(recompute: bool) -> None:
-    model = new_model("llama3").train()
+    model = new_model("llama3", layers=2).train()
     model.gradient_checkpointing = recompute
     inputs = arguments(model, INPUTS["mask"], 2, 9)
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
@@ -126,7 +127,7 @@ def test_a_compiled_model_trains(recompute: bool) -> None:
 )
 @torch.no_grad()
 def test_an_exported_model_accepts_other_sizes_of_batch_and_text(rope: str, name: str) -> None:
-    model = new_model(rope)
+    model = new_model(rope, layers=2 if name == "all" else 1)
     inputs = arguments(model, INPUTS[name], 2, 5)
     shapes = torch.export.ShapesCollection()
     for tensor in _pytree.tree_leaves(inputs):
@@ -201,7 +202,7 @@ def test_a_classifier_is_one_graph() -> None:
 
 @torch.no_grad()
 def test_the_parts_of_forward_compute_its_outputs() -> None:
-    model = new_model("default")
+    model = new_model("default", layers=2)
     inputs = arguments(model, INPUTS["all"], 2, 5)
     cache: KVCache = inputs["past_key_values"]
     x = model.model.embed(inputs["input_ids"])
