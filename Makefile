@@ -43,6 +43,8 @@ build = mkdir -p build && $(BIN)/cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_
 REPORT = (while sleep 15 > /dev/null 2>&1; do \
 	echo "  $$(find build/native -name '*.o' 2> /dev/null | wc -l) files compiled"; done) & trap "kill $$!" EXIT;
 RELEASE := -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON -DPUNA_OPTIMISE_UNUSED=$(or $(PUNA_OPTIMISE_UNUSED),ON)
+# Compiles sources that need no flags of their own as one file, which takes a third of the time.
+UNITY := -DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=0
 PROGRAMS := schedules kernels $(if $(filter x86_64 amd64,$(shell uname -m)),kernels_emulated)
 
 .PHONY: compatibility costs fuzz fuzz-server demo serve soak test test-fast test-core test-page test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
@@ -119,7 +121,7 @@ kernels: $(VENV)/.build
 	$(call build,native,$(RELEASE),$(PROGRAMS))
 	build/native/schedules
 	build/native/kernels
-	$(if $(filter kernels_emulated,$(PROGRAMS)),build/native/kernels_emulated quick)
+	$(if $(filter kernels_emulated,$(PROGRAMS)),build/native/kernels_emulated emulated quick)
 
 # The same programs for 64-bit Arm, cross-compiled with Debian's g++-aarch64-linux-gnu and run by its qemu-user. -O2:
 # g++ needs four times as long for the kernels with -O3.
@@ -127,7 +129,7 @@ QEMU := timeout 900 qemu-aarch64 -L /usr/aarch64-linux-gnu
 arm: $(VENV)/.build
 	@command -v aarch64-linux-gnu-g++ qemu-aarch64 > /dev/null || \
 		{ echo "make arm needs: apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }
-	$(call build,arm,$(RELEASE) -DPUNA_OPTIMISATION=-O2 -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	$(call build,arm,$(RELEASE) $(UNITY) -DPUNA_OPTIMISATION=-O2 -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
 		-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++,kernels schedules)
 	$(QEMU) build/arm/kernels quick
 	$(QEMU) build/arm/schedules quick
@@ -135,7 +137,7 @@ arm: $(VENV)/.build
 sanitize: sanitize-address sanitize-thread
 
 COMMA := ,
-SANITIZE := -DPUNA_SANITIZE
+SANITIZE := $(UNITY) -DPUNA_SANITIZE
 sanitize-address: $(VENV)/.build
 	$(call build,sanitize-address,$(SANITIZE)=address$(COMMA)undefined,schedules kernels)
 	UBSAN_OPTIONS=halt_on_error=1 build/sanitize-address/schedules quick
@@ -193,7 +195,7 @@ WERROR := $(if $(filter-out demo serve bench peers,$(MAKECMDGOALS)),--config-set
 $(VENV)/.puna: $(VENV)/.build $(NATIVE) $(FOLDERS)
 	@echo "Compiling the native runtime and installing puna with its dependencies (two to six minutes on two cores) ..."
 	@$(REPORT) $(INSTALL) --no-build-isolation --editable . $(WERROR)
-	$(BIN)/python -m compileall -q src
+	$(BIN)/python -m compileall -q -j 0 src
 	touch $@
 
 $(VENV)/.model: $(VENV)/.venv constraints.txt

@@ -45,10 +45,12 @@ bool is_supported(const puna::Kernels& kernels) {
 #if defined(PUNA_X86_KERNELS)
     const uint32_t have = puna_cpu_features();
     const uint32_t avx2 = PUNA_CPU_AVX2 | PUNA_CPU_FMA | PUNA_CPU_F16C;
+#if defined(PUNA_AVX512_KERNELS)
     const uint32_t avx512 = avx2 | PUNA_CPU_AVX512 | PUNA_CPU_AVX512_VNNI;
     const uint32_t bf16 = avx512 | PUNA_CPU_AVX512_BF16;
     if (&kernels == &puna::kAvx512Bf16) return (have & bf16) == bf16;
     if (&kernels == &puna::kAvx512) return (have & avx512) == avx512;
+#endif
 #if defined(PUNA_AVX_VNNI)
     const uint32_t vnni = avx2 | PUNA_CPU_AVX_VNNI;
     if (&kernels == &puna::kAvxVnni) return (have & vnni) == vnni;
@@ -63,7 +65,9 @@ bool is_supported(const puna::Kernels& kernels) {
 // All kernel builds, best first.
 const puna::Kernels* const kAll[] = {
 #if defined(PUNA_X86_KERNELS)
+#if defined(PUNA_AVX512_KERNELS)
     &puna::kAvx512Bf16, &puna::kAvx512,
+#endif
 #if defined(PUNA_AVX_VNNI)
     &puna::kAvxVnni,
 #endif

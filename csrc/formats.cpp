@@ -19,12 +19,6 @@ uint32_t load_u32(const uint8_t* from) {
     return value;
 }
 
-uint16_t load_u16(const uint8_t* from) {
-    uint16_t value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-}
-
 // Spreads bits 0 .. 3 of `bits`: bit i becomes bit 0 of byte i.
 uint32_t spread_bits(uint32_t bits) { return (bits & 15u) * 0x00204081u & 0x01010101u; }
 

@@ -1,4 +1,4 @@
-// Scalar conversions between float32 and 16-bit floating-point numbers.
+// Reads 16-bit numbers, and converts between float32 and 16-bit floating-point numbers.
 #ifndef PUNA_HALF_H
 #define PUNA_HALF_H
 
@@ -17,6 +17,12 @@ inline uint32_t bits_of_float(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
     return bits;
+}
+
+inline uint16_t load_u16(const uint8_t* from) {
+    uint16_t value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
 }
 
 // Widens an IEEE half-precision number; exact.

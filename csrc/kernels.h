@@ -209,9 +209,12 @@ void for_each_key_line(CacheType type, int64_t head_dim, int64_t slot, const Bod
         body(head_dim * kPage + (group * kPage + slot) * 4);
 }
 
-// PUNA_ONLY_PORTABLE leaves the other kernels out of a test build that does not need them.
+// PUNA_ONLY_PORTABLE and PUNA_NO_AVX512 leave kernels out of test builds that do not need them.
 #if defined(__x86_64__) && !defined(PUNA_ONLY_PORTABLE)
 #define PUNA_X86_KERNELS
+#if !defined(PUNA_NO_AVX512)
+#define PUNA_AVX512_KERNELS
+#endif
 #endif
 
 extern const Kernels kPortable;
@@ -220,8 +223,10 @@ extern const Kernels kAvx2;  // needs AVX2, FMA, F16C
 #if defined(PUNA_AVX_VNNI)
 extern const Kernels kAvxVnni;  // also needs AVX-VNNI; missing if the compiler does not know it
 #endif
+#if defined(PUNA_AVX512_KERNELS)
 extern const Kernels kAvx512;      // also needs AVX-512 F, BW, DQ, VL, VNNI
 extern const Kernels kAvx512Bf16;  // also needs AVX-512 BF16
+#endif
 #elif defined(__aarch64__)
 extern const Kernels kNeonDotprod;  // needs FEAT_DotProd
 #endif

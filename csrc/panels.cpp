@@ -12,12 +12,6 @@ namespace puna {
 
 namespace {
 
-uint16_t load_u16(const uint8_t* from) {
-    uint16_t value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-}
-
 void copy_u16(uint8_t* to, int row, const uint8_t* from) { std::memcpy(to + 2 * row, from, 2); }
 
 // Writes the f16 or f32 scale of a file's block, and its minimum, into row `row` of a panel; the file's block starts at

@@ -19,14 +19,14 @@ namespace puna {
 
 namespace {
 
-constexpr float kLargest = std::numeric_limits<float>::max();
+constexpr float kMaxFloat = std::numeric_limits<float>::max();
 
 // Adds the bias, then applies the penalties. Both are computed in double precision and rounded once, so that the
 // implementations in PyTorch and NumPy compute the same numbers.
 void change_logits(const puna_sample_row& row, float* logits) {
     const puna_sampling& options = *row.options;
     const auto store = [&](int32_t id, double value) {
-        logits[id] = static_cast<float>(std::min<double>(kLargest, std::max<double>(-kLargest, value)));
+        logits[id] = static_cast<float>(std::min<double>(kMaxFloat, std::max<double>(-kMaxFloat, value)));
     };
     for (int32_t i = 0; i < row.bias_count; ++i) store(row.bias_ids[i], logits[row.bias_ids[i]] + row.bias[i]);
     for (int32_t i = 0; i < row.seen_count; ++i) {
@@ -218,7 +218,7 @@ void keep_typical(Candidates& from, double mass) {
 // With both top_k and top_p, only top_k sets the bound, because top_p needs the weights of all tokens that top_k keeps.
 float floor_of(const std::vector<float>& peaks, int64_t count, float most, double total, const puna_sampling& options) {
     static thread_local std::vector<float> sorted;
-    float least = -kLargest;
+    float least = -kMaxFloat;
     const auto top_k = static_cast<size_t>(options.top_k);
     if (top_k > 0 && top_k <= peaks.size()) {
         sorted = peaks;
@@ -232,7 +232,7 @@ float floor_of(const std::vector<float>& peaks, int64_t count, float most, doubl
     if (weight > 0.0) {
         constexpr double kSlack = 0.01;  // subtracted from the exponent to allow for rounding errors
         const double logit = most + options.temperature * (std::log(weight) - kSlack);
-        if (logit > least) least = std::nextafter(static_cast<float>(logit), -kLargest);
+        if (logit > least) least = std::nextafter(static_cast<float>(logit), -kMaxFloat);
     }
     return least;
 }
