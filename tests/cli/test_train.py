@@ -261,6 +261,7 @@ def test_an_interrupted_run_is_resumed_with_the_same_result(spam, monkeypatch):
         result = run(*CLASSIFY, "--steps", "5", "-o", "parts")
     assert result.exit_code == 130
     assert "interrupted after step 3" in result.stderr
+    assert result.stderr.count("\nStopping after this step; press Ctrl-C again to stop at once.\n") == 1
     assert "puna train resume parts" in result.stderr
     assert read_metrics(spam / "parts").status == "interrupted"
     assert read_metrics(spam / "whole").losses[:3] == read_metrics(spam / "parts").losses

@@ -79,7 +79,7 @@ def test_a_second_ctrl_c_ends_a_long_step(folder):
     with start("--steps", "3", "--batch-size", "200000", "--max-length", "8") as terminal:
         terminal.wait(b"step 0 of 3")
         terminal.interrupt()
-        time.sleep(0.2)
+        terminal.wait(b"Stopping after this step; press Ctrl-C again to stop at once.")
         terminal.interrupt()
         written = terminal.rest()
         assert terminal.process.returncode == 130

@@ -146,7 +146,16 @@ def test_memory_grows_evenly_with_the_differences_of_lengths():
 def test_limits_are_sizes_and_durations():
     assert read_limits(TrainingSettings()) == (None, None)
     assert read_limits(TrainingSettings(max_memory="2GB", max_time="1h 30min")) == (2_000_000_000, 5400.0)
-    for name, value in (("max_memory", "much"), ("max_time", "5"), ("max_time", "5 parsecs")):
+    for name, value in (
+        ("max_memory", "much"),
+        ("max_time", "5"),
+        ("max_time", "5 parsecs"),
+        *(
+            (name, value)
+            for name in ("max_memory", "max_time")
+            for value in ("0", "0s", "0MB", ".s", "", f"{'9' * 400}d")
+        ),
+    ):
         with pytest.raises(ConfigError, match=name):
             read_limits(TrainingSettings(**{name: value}))
     assert read_seconds("max_time", "1.5h") == 5400.0

@@ -128,6 +128,42 @@ def test_errors_name_the_remedy(tmp_path, data, options, error, message):
         puna.train(MODEL, data, output=tmp_path / "out", **options)
 
 
+LONG = [*ROWS, {"prompt": "moon", "completion": " moon" * 300}]
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        *(
+            (ROWS, {"method": method, "virtual_tokens": 60_000}, r"60,000 virtual .*row 8\) has \d+ tokens, together"
+             " 60,0.., but the context of the model has 256; use at most 2.. virtual tokens")
+            for method in ("prompt", "prefix", "ptuning")
+        ),
+        (LONG, {"method": "prefix", "max_length": 241}, r"16 virtual .*row 9.* 241 tokens, .* 257.* max_length to 240"),
+        (LONG, {}, r"row 9\) has .* tokens, but the context of the model has 256; set max_length to 256"),
+    ],
+)  # fmt: skip
+def test_virtual_tokens_and_documents_fit_in_the_context(tmp_path, data, options, message):
+    with pytest.raises(ConfigError, match=message):
+        puna.train(MODEL, data, output=tmp_path / "out", **options)
+
+
+def test_virtual_tokens_of_an_adapter_and_held_out_documents_fit_in_the_context(tmp_path):
+    options = {**FAST, "method": "prefix", "steps": 1}
+    puna.train(MODEL, LONG, output=tmp_path / "out", max_length=240, **options)
+    for changes in ({"adapter": str(tmp_path / "out")}, {"eval_data": LONG}):
+        data = LONG if "adapter" in changes else ROWS
+        with pytest.raises(ConfigError, match=r"16 virtual tokens, .*row 9.* 241 tokens, together 257"):
+            puna.train(MODEL, data, output=tmp_path / "other", max_length=241, **options, **changes)
+
+
+@pytest.mark.parametrize(("warmup", "is_noted"), [(1e9, True), (2, True), (1, False), (0.5, False)])
+def test_a_warm_up_that_does_not_end_is_noted(tmp_path, warmup, is_noted):
+    notes = puna.train(MODEL, ROWS, output=tmp_path / "out", steps=2, warmup=warmup, **FAST).notes
+    text = f"warning: warmup is {warmup:,.0f} steps, but the run has 2, so the learning rate rises until the end"
+    assert any(note.startswith(text) for note in notes) == is_noted
+
+
 @pytest.mark.soak
 def test_smollm2_learns_an_answer_from_its_gguf_file(smollm2, tmp_path):
     """LoRA with every default over the Q4_1 file of the default model, in its chat format."""

@@ -30,6 +30,9 @@ class Rows:
     def __getitem__(self, index: int) -> Example:
         return self._examples[index]
 
+    def longest(self) -> Example:
+        return max(self._examples, key=lambda example: len(example.ids))
+
     def digest(self) -> str:
         result = hashlib.sha256()
         for example in self._examples:

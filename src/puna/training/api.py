@@ -26,11 +26,12 @@ from puna.training.forward.base import Forward
 from puna.training.forward.choice import forward_for
 from puna.training.forward.fused.frozen import ActivationCache, read_cache_size
 from puna.training.forward.fused.products import note_of_products
-from puna.training.limits import TimeLimit, read_limits
+from puna.training.limits import TimeLimit, check_context, read_limits
 from puna.training.loop import Loop
 from puna.training.memory import kept_memory
 from puna.training.methods.base import Trainable
 from puna.training.methods.table import METHODS
+from puna.training.optimizers.schedules import warmup_notes
 from puna.training.optimizers.table import OPTIMIZERS
 from puna.training.output import (
     CHECKPOINTS,
@@ -174,6 +175,9 @@ class _Run:
         with torch.random.fork_rng(devices=[]):  # the caller's random state does not change
             torch.manual_seed(settings.seed)
             model = self.task.load_model(settings, examples, settings.quantized or method.keep_quantized)
+            virtual = method.virtual_tokens(settings, model.config)
+            for item in (examples, *([] if others is None else [others])):
+                check_context(item, virtual, model.config, settings)
             self.trainable = method.attach(model, self.tokenizer, settings)
         if settings.sample_prompts and model.head != "lm":
             raise ConfigError("sample_prompts is set, but a classifier writes no text; omit it")
@@ -191,6 +195,7 @@ class _Run:
         hidden = model.config.hidden_size
         rate, note = _learning_rate(settings, method.learning_rate(hidden), hidden)
         self.notes = [*self.task.notes, note, f"forward pass: {forward.name}{note_of_products(model.dtype)}", *choices]
+        self.notes += warmup_notes(settings, self.plan.steps)
         batches = partial(
             evaluation_batches, examples if others is None else others, indices if others is None else None, settings
         )

@@ -123,6 +123,9 @@ class Observer:
     def saved(self, step: int, path: Path) -> None:
         """The state after a step is complete on the disk."""
 
+    def stopping(self) -> None:
+        """Ctrl-C or SIGTERM will end the run after the current step; called inside the signal handler."""
+
     def interrupted(self, step: int) -> bool | None:
         """Ctrl-C or SIGTERM ended the run after a step that is not saved yet; False requests not to save it."""
 

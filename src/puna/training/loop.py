@@ -119,7 +119,7 @@ class Loop:
             self._movement = Movement(self.trainer.trainable)
         parameters = sum(item.nbytes for item in self.trainer.trainable.parameters.values())
         self.store.reserve(max(self.state().size, 3 * parameters))  # AdamW adds two moments in its first step
-        with Interrupts() as interrupts:
+        with Interrupts(self._stopping) as interrupts:
             try:
                 self._check_metric()
                 self._sample(0)
@@ -134,6 +134,10 @@ class Loop:
                     self._save_after_failure()
                 raise
         self.store.release()
+
+    def _stopping(self) -> None:
+        for observer in self.observers:
+            observer.stopping()
 
     def _steps(self, interrupts: Interrupts) -> None:
         settings, step = self.settings, self.progress.step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from puna.cli.terminal import is_quiet, is_watched, note, stderr_console
@@ -16,11 +17,14 @@ from puna.training.report.recorder import Recorder
 from puna.training.report.snapshot import Snapshot
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.live import Live
     from rich.progress import Progress
 
 _LINES = 20
 """Lines of progress of a complete run, if standard error is not a terminal."""
+
+_STOPPING = "Stopping after this step; press Ctrl-C again to stop at once."
 
 
 class Display(Recorder):
@@ -32,6 +36,7 @@ class Display(Recorder):
         self._live: Live | None = None
         self._bar: Progress | None = None
         self._tenths = 0
+        self._stops = False
 
     def __enter__(self) -> Display:
         return self
@@ -63,9 +68,7 @@ class Display(Recorder):
         if is_watched():
             from rich.live import Live
 
-            from puna.cli.train.view import draw
-
-            self._live = Live(console=stderr_console(), get_renderable=lambda: draw(self.metrics), refresh_per_second=4)
+            self._live = Live(console=stderr_console(), get_renderable=self._draw, refresh_per_second=4)
             self._live.start()
 
     def add(self, record: Record) -> None:
@@ -79,6 +82,13 @@ class Display(Recorder):
             note(step_line(Snapshot.of(self.metrics)))
         elif kind == "end":
             self._stop()
+
+    def stopping(self) -> None:
+        """Says that the current step is completed first."""
+        if self._live is None:
+            with suppress(RuntimeError):  # the signal interrupted the printing of another line
+                note(_STOPPING)
+        self._stops = True  # drawn by the thread of the display
 
     def interrupted(self, step: int) -> bool:
         """Asks whether the state is saved, if there is somebody to answer; saves it otherwise."""
@@ -104,6 +114,13 @@ class Display(Recorder):
         finally:
             signal.signal(signal.SIGINT, handler)
         return answer
+
+    def _draw(self) -> RenderableType:
+        from rich.console import Group
+
+        from puna.cli.train.view import draw
+
+        return Group(draw(self.metrics), _STOPPING) if self._stops else draw(self.metrics)
 
     def _describe(self, event: Start) -> None:
         held_out = f", {event.held_out:,} held out" if event.held_out else ""

@@ -42,6 +42,10 @@ class Dataset:
             raise IndexError(index)
         return self._store.read(int(index) % len(self))
 
+    def longest(self) -> Example:
+        """Returns the example with the most tokens."""
+        return self[int(np.argmax(self.lengths))]
+
     def digest(self) -> str:
         """Returns the SHA-256 of all ids, weights and labels in their order, in hexadecimal digits."""
         return self._store.hash.hexdigest()
@@ -131,6 +135,10 @@ class Subset:
 
     def __getitem__(self, index: int) -> Example:
         return self._examples[int(self._indices[index])]
+
+    def longest(self) -> Example:
+        """Returns the example with the most tokens."""
+        return self[int(np.argmax(self.lengths))]
 
     def digest(self) -> str:
         """Returns the SHA-256 of the data set's digest and the indices, in hexadecimal digits."""

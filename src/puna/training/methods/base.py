@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from puna.adapters import Adapter, open_adapter
 from puna.adapters.adapter import Activation, Bottleneck, Floats, Kind, LowRank, Scaling, TokenRows
 from puna.checkpoint.names import SCORE
+from puna.config import LlamaConfig
 from puna.errors import ConfigError, show
 from puna.formats.blocks import FORMATS, StoredTensor
 from puna.model import LlamaPreTrainedModel
@@ -302,6 +303,18 @@ class Method(ABC):
         start: Adapter | None,
     ) -> None:
         """Adds the parameters to a model that is frozen; arguments as for `attach`."""
+
+    def virtual_tokens(self, settings: TrainingSettings, config: LlamaConfig) -> int:
+        """Returns the number of virtual tokens that will precede each text; 0 for most methods.
+
+        Args:
+            config: that of the model, which `settings.adapter` must fit.
+        """
+        if self.kind not in ("prompt", "prefix"):
+            return 0
+        if settings.adapter is None:
+            return settings.virtual_tokens
+        return open_adapter(settings.adapter, config).virtual_tokens
 
     def _check_settings(self, settings: TrainingSettings) -> None:
         """Raises ConfigError for a setting of another method that is not the default, since it would be ignored."""

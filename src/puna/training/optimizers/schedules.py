@@ -37,6 +37,16 @@ def warmup_steps(settings: TrainingSettings, steps: int) -> int:
     return math.ceil(settings.warmup * steps) if settings.warmup < 1 else min(int(settings.warmup), steps)
 
 
+def warmup_notes(settings: TrainingSettings, steps: int) -> list[str]:
+    """Returns a note if a number of steps of warm-up is not less than the number of all steps."""
+    if settings.warmup < 1 or settings.warmup < steps:
+        return []
+    return [
+        f"warning: warmup is {settings.warmup:,.0f} steps, but the run has {steps:,}, so the learning rate rises until "
+        "the end; set warmup to a share of the steps, such as 0.05"
+    ]
+
+
 def rate_at(step: int, steps: int, settings: TrainingSettings, highest: float) -> float:
     """Returns the learning rate of a step, as transformers' schedules define it; but no step has a rate of 0.
 

@@ -50,6 +50,10 @@ class TokenWindows:
         assert self._weights is not None
         return Example(ids, self._weights, None, Source(str(self.tokens.folder), index + 1, "window"))
 
+    def longest(self) -> Example:
+        """Returns the first window; all have the same length."""
+        return self[0]
+
     def digest(self) -> str:
         """Returns a hash of the texts, the tokenizer and the windows."""
         return f"{self.tokens.key} {self.length} {self.bos}"

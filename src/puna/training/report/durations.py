@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from puna.errors import ConfigError, show
@@ -30,8 +31,11 @@ def read_seconds(name: str, text: str) -> float:
     Raises:
         ConfigError: the text is something else; `name` is that of the option.
     """
-    parts = re.findall(r"([0-9.]+)\s*([a-z]+)\s*", text.lower())
+    parts = re.findall(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z]+)\s*", text.lower())
     is_complete = "".join(number + unit for number, unit in parts) == re.sub(r"\s", "", text.lower())
-    if not parts or not is_complete or any(unit not in _SECONDS or number.count(".") > 1 for number, unit in parts):
+    if not parts or not is_complete or any(unit not in _SECONDS for _, unit in parts):
         raise ConfigError(f"{name} is {show(text)}; it must be a duration such as 90s, 10min or 1h30min")
-    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"{name} is {show(text)}; it must be more than 0 seconds, such as 90s, 10min or 1h30min")
+    return seconds

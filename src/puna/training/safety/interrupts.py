@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -30,10 +30,14 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Context manager that counts the signals SIGINT and SIGTERM. Outside the main thread it does nothing."""
+    """Context manager that counts the signals SIGINT and SIGTERM. Outside the main thread it does nothing.
 
-    def __init__(self) -> None:
-        self._count, self._protected = 0, False
+    Args:
+        announce: called with the first signal, inside the signal handler.
+    """
+
+    def __init__(self, announce: Callable[[], None] | None = None) -> None:
+        self._count, self._protected, self._announce = 0, False, announce
         self._handlers: dict[int, Any] = {}
 
     @property
@@ -57,6 +61,8 @@ class Interrupts:
         if self._count > 1 and not self._protected:
             self._protected = True  # the state is saved next
             raise KeyboardInterrupt
+        if self._count == 1 and not self._protected and self._announce is not None:
+            self._announce()
 
     @contextmanager
     def protected(self) -> Iterator[None]:

@@ -29,6 +29,10 @@ class Examples(Protocol):
 
     def __getitem__(self, index: int) -> Example: ...
 
+    def longest(self) -> Example:
+        """Returns the example with the most tokens."""
+        ...
+
     def digest(self) -> str:
         """Returns a hash of everything that the examples depend on: file contents, tokenizer, options."""
         ...

@@ -36,6 +36,10 @@ class LabelledExamples:
     def __getitem__(self, index: int) -> Example:
         return self._examples[index]
 
+    def longest(self) -> Example:
+        """Returns the example with the most tokens."""
+        return max(self._examples, key=lambda example: len(example.ids))
+
     def digest(self) -> str:
         """Returns a hash of the tokens and the labels."""
         value = hashlib.sha256(repr((self.labels.problem, self.labels.names)).encode())
