@@ -67,6 +67,8 @@ def test_options_without_their_section_are_read(tmp_path):
         ("rank = 4\n[adapter]\nrank = 5", "rank is set twice"),
         ("[lora]\nrank = 5", "'lora' is not an option"),
         ("a = " + "[" * 5000, "not valid TOML"),
+        ("rank = 'x'", r"toml: rank is 'x'; it must be a whole number at least 1"),
+        ("[optimizer]\nbeta1 = 2", r"toml: \[optimizer\] beta1 is 2; it must be a number at least 0 and below 1"),
     ],
 )
 def test_errors_of_the_toml_file_name_the_file_and_the_remedy(tmp_path, text, message):
@@ -80,8 +82,8 @@ def test_errors_of_the_toml_file_name_the_file_and_the_remedy(tmp_path, text, me
 def test_a_toml_file_that_is_missing_or_not_text_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         read_settings(tmp_path / "missing.toml")
-    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="not valid TOML"):
+    (tmp_path / "binary.toml").write_bytes(b"seed = 3\n\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"binary\.toml, line 2: byte 10 of the file \(0xff\) is not UTF-8; convert"):
         read_settings(tmp_path / "binary.toml")
     (tmp_path / "large.toml").write_bytes(b"#" * (2 << 20))
     with pytest.raises(ConfigError, match="at most 1048576"):

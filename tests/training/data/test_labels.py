@@ -220,10 +220,10 @@ def test_sorted_labels_are_told_by_values(tokenizer, tmp_path):
          r'for example columns = {text = "v1", label = "v 2"}, on the command line --columns text=v1 --columns '
          "'label=v 2'"),
         ("text,x,y\na,b,c\n", {}, r"line 2: the columns are .*; which has the label\? Name it, for example columns = "),
-        ("text,label\na,b\n", {"columns": {"text": "txt"}}, "line 2: there is no column 'txt'.* 'text'"),
+        ("text,label\na,b\n", {"columns": {"text": "txt"}}, "there is no column 'txt'.*; correct the se.* 'text'"),
         ("text,label\na,b\n", {"columns": {"body": "text"}}, "names 'body'; a classification has the columns text and"),
         ("text,label\na,x\nb,\nc,y\n", {}, "line 3: the label is ''; it must be a name or a whole number. Add it"),
-        ("text,label\na,x\nb,x\n", {}, "all rows have the label 'x'; a classifier needs two"),
+        ("text,label\na,x\nb,x\n", {}, "csv: all rows have the label 'x' in the column 'label'; a .* two"),
         ("text,label\na,x\nb,z\n", {"labels": ["x", "yes"]}, "line 3: the label is 'z'; the labels are 'x', 'yes'"),
         ("text,label\na,1.5\nb,z\n", {"problem": "regression"}, "line 3: the label is 'z'; .* must be a finite number"),
         ("text,label\na,1.5\nb,nan\n", {"problem": "regression"}, "line 3: the label is 'nan'"),

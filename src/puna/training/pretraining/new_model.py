@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,7 @@ from puna.errors import ConfigError
 from puna.files import read_file, read_json
 from puna.model import LlamaForCausalLM
 from puna.tokenizer import PreTrainedTokenizerBase
-from puna.training.settings import TrainingSettings
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from puna.training.settings import TrainingSettings, parse_toml
 
 _KEYS = {
     "depth": "num_hidden_layers",
@@ -77,11 +71,7 @@ def _read(path: Path) -> dict[str, Any]:
         path = path / "config.json"
     if path.suffix != ".toml":
         return read_json(path, ConfigError)
-    try:
-        values: dict[str, Any] = tomllib.loads(read_file(path, ConfigError, _LIMIT).decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as exc:
-        raise ConfigError(f"{path} is not valid TOML ({exc}); correct this line") from exc
-    return values
+    return parse_toml(path, read_file(path, ConfigError, _LIMIT))
 
 
 def new_model(config: LlamaConfig, std: float, seed: int) -> LlamaForCausalLM:

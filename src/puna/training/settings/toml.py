@@ -11,6 +11,7 @@ from typing import Any
 
 from puna.errors import ConfigError, show, suggestion
 from puna.training.settings.all import GROUPS, TrainingSettings
+from puna.training.settings.option import checked
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,12 +23,13 @@ _LARGEST = 1 << 20
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Returns the options in a TOML file by name, unchecked; `TrainingSettings.of` checks them.
+    """Returns the options in a TOML file by name; `TrainingSettings.of` checks them together.
 
     Relative paths stay as they are: they refer to the current directory, as on the command line.
 
     Raises:
-        ConfigError: the file cannot be read, or has a section or option that does not exist.
+        ConfigError: the file cannot be read, or has a section or option that does not exist, or a value that is
+            not valid.
     """
     path = Path(path)
     try:
@@ -36,16 +38,28 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read ({exc.strerror or exc}); give the path of a TOML file") from exc
     if len(data) > _LARGEST:
         raise ConfigError(f"{path} has {len(data)} bytes; a file of settings has at most {_LARGEST}")
+    return _flat(path, parse_toml(path, data))
+
+
+def parse_toml(path: Path, data: bytes) -> dict[str, Any]:
+    """Returns the content of a TOML file; raises ConfigError if it is not valid."""
     try:
-        content = tomllib.loads(data.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as exc:
+        content: dict[str, Any] = tomllib.loads(data.decode())
+    except UnicodeDecodeError as exc:
+        line = data.count(b"\n", 0, exc.start) + 1
+        raise ConfigError(
+            f"{path}, line {line}: byte {exc.start + 1} of the file (0x{data[exc.start]:02x}) is not UTF-8; convert "
+            "the file, for example with iconv -f LATIN1 -t UTF-8"
+        ) from exc
+    except (tomllib.TOMLDecodeError, RecursionError) as exc:
         raise ConfigError(f"{path} is not valid TOML ({exc}); correct this line") from exc
-    return _flat(path, content)
+    return content
 
 
 def _flat(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options of all sections."""
     homes = {item.name: name for name, group in GROUPS.items() for item in fields(group)}
+    options = {item.name: item for item in fields(TrainingSettings)}
     values: dict[str, Any] = {}
     for key, value in content.items():
         is_section = key in GROUPS and isinstance(value, Mapping)
@@ -57,7 +71,10 @@ def _flat(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
                 raise ConfigError(f"{path}: {section}{name} belongs in the section [{homes[name]}]; move it there")
             if name in values:
                 raise ConfigError(f"{path}: {name} is set twice; remove one of the two")
-            values[name] = item
+            try:
+                values[name] = checked(TrainingSettings, options[name], item)
+            except ConfigError as exc:
+                raise ConfigError(f"{path}: {section}{exc}") from exc
     return values
 
 

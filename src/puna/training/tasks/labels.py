@@ -71,7 +71,9 @@ class LabelColumns:
             if key not in ("text", "label"):
                 raise DataError(f"columns names {show(key)}; a classification has the columns text and label")
             if name not in present:
-                raise DataError(f"{row.source}: there is no column {show(name)}{_columns(name, present)}")
+                raise DataError(
+                    f"{row.source}: there is no column {show(name)}{_columns(name, present, 'setting columns')}"
+                )
         text, label = (chosen.get(key) or _first(known, present) for key, known in (("text", TEXT), ("label", LABEL)))
         if names is not None and "label" not in chosen and all(name in present for name in names):
             labels: tuple[str, ...] = tuple(names)
@@ -107,7 +109,7 @@ class LabelColumns:
 
     def _get(self, row: Row, name: str) -> Any:
         if name not in row.values:
-            raise DataError(f"{row.source}: the row has no {show(name)}{_columns(name, list(row.values))}")
+            raise DataError(f"{row.source}: the row has no {show(name)}{_columns(name, list(row.values), 'row')}")
         return row.values[name]
 
 
@@ -144,8 +146,9 @@ def _option(**columns: str) -> str:
     return f"columns = {{{setting}}}, on the command line {flags}"
 
 
-def _columns(name: str, present: Sequence[str]) -> str:
-    return f"; the columns are {', '.join(map(show, present[:_SHOWN]))}{suggestion(name, present)}"
+def _columns(name: str, present: Sequence[str], wrong: str) -> str:
+    shown = ", ".join(map(show, present[:_SHOWN]))
+    return f"; the columns are {shown}; correct the {wrong}{suggestion(name, present)}"
 
 
 def _is_set(value: Any, name: str, source: Source) -> bool:
@@ -201,7 +204,7 @@ class Labels:
                 "(columns), or for numbers the problem regression"
             )
         if len(names) < (1 if several else 2):
-            raise DataError(f"all rows have the label {show(names[0] if names else None)}; a classifier needs two")
+            raise DataError(_too_few(names, entries, column))
         return cls(problem, names)
 
     def target(self, value: Any, source: Source) -> Label:
@@ -227,9 +230,19 @@ class Labels:
             return int(name)
         shown = ", ".join(map(show, self.names[:_SHOWN])) + (", ..." if len(self.names) > _SHOWN else "")
         raise DataError(
-            f"{source}: the label is {show(name)}; the labels are {shown}{suggestion(name, self.names)}. Correct the "
-            "row, or name all labels with the setting labels"
+            f"{source}: the label is {show(name)}; the labels are {shown}. Correct the row, or name all labels with "
+            f"the setting labels{suggestion(name, self.names)}"
         )
+
+
+def _too_few(names: Sequence[str], entries: Sequence[tuple[Any, Source]], column: str) -> str:
+    """Returns the message for rows with one label or none."""
+    file = f"{entries[0][1].file}: " if entries else ""
+    found = f"all rows have the label {show(names[0])}" if names else "no row has a label"
+    return (
+        f"{file}{found} in the column {show(column)}; a classifier needs two labels or more: add rows with other "
+        'labels, or name another column, for example columns = {label = "kind"}'
+    )
 
 
 def _guess(values: Iterable[Any]) -> Problem:

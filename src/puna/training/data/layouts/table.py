@@ -209,7 +209,7 @@ def _missing(row: Row, candidates: list[str]) -> str:
             f"{_names(row)}; {remedy}"
         )
     return (
-        f"no format has the columns of this row, {_names(row)}; formats and their columns are {_SHOWN}. {remedy}; or "
+        f"no format has the columns of this row, {_names(row)}; formats and their columns are {_SHOWN}; {remedy}, or "
         "use the task classify if a column has the labels of texts"
     )
 
