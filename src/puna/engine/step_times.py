@@ -54,6 +54,8 @@ class StepTimes:
     def record(self, decoded: int, read: int, seconds: float) -> None:
         """Adds the time of a step that has decoded `decoded` tokens and read `read` prompt tokens."""
         self._steps += 1
+        if self._steps - self._latest_small_read > _RECENT_STEPS:
+            self._small_reads.clear()  # measured again
         if not read:
             average = self.plain(decoded)
             self._decoding[decoded] = (_average(average, seconds), self._steps)
@@ -107,9 +109,7 @@ class StepTimes:
         return min(limit, max(MIN_READ, count))
 
     def _has_fixed_cost(self) -> bool:
-        """Returns whether the latest small reads took about as long as large ones."""
-        if self._steps - self._latest_small_read > _RECENT_STEPS:
-            self._small_reads.clear()  # measured again
+        """Returns whether all of the latest small reads cost much more per token than large ones."""
         if len(self._small_reads) < _SMALL_READS or not self._large_reads:
             return False
         return min(self._small_reads) > _FIXED_COST * self._large_reads
