@@ -293,14 +293,23 @@ for line in sys.stdin:
 def test_unexpected_answers_of_the_hub_raise_puna_errors(machine: Machine) -> None:
     machine.hub.add("owner/tiny", {"config.json": b"{}"})
     command = [sys.executable, "-c", FETCH_REPEATEDLY]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    answers = []
     with subprocess.Popen(command, cwd=machine.home, env=machine.environment(), **pipes) as process:
-        for listing, message in UNEXPECTED:
+        for listing, _ in UNEXPECTED:
             machine.hub.listing = listing
             process.stdin.write("\n")
             process.stdin.flush()
-            assert message in json.loads(process.stdout.readline())
+            answers.append(process.stdout.readline())
         process.stdin.close()
+        errors = process.stderr.read()
+        assert process.wait(60) == 0, errors
+    wrong = [
+        (message, answer)
+        for (_, message), answer in zip(UNEXPECTED, answers, strict=True)
+        if message not in json.loads(answer or '""')
+    ]
+    assert wrong == [], errors
     assert not [path for path in machine.home.parent.rglob("*") if "outside" in path.name]
 
 

@@ -78,7 +78,8 @@ def test_random_batches_return_the_logits_of_complete_texts(fields: dict, device
     backend = TorchBackend(copy.deepcopy(model).to(device), slots=8 * CONTEXT // model.config.context_length)
     counts: Counter = Counter()
     by_length = "rope_scaling" in fields
-    for seed in range(1 if by_length else 3):  # the expected logits by length need a pass for each token
+    # The expected logits by length need a pass for each token, so these have a third of the cases.
+    for seed in range(1 if by_length else 3):
         sequences = Sequences(np.random.default_rng(seed), 8)
         expected = [all_logits(model, text) for text in sequences.texts]
         for _ in range(25):

@@ -40,10 +40,15 @@ def read_and_sort() -> None:
     assert len({f"{first} {second}" for first, second in itertools.pairwise(ordered)}) == 127_999
 
 
-def relative_time(load: Callable[[], object]) -> float:
-    """Returns the processor time of the faster of two calls, in times of `read_and_sort`."""
-    times = [(processor_seconds(load), processor_seconds(read_and_sort)) for _ in range(2)]
-    return min(time for time, _ in times) / min(time for _, time in times)
+def assert_time(load: Callable[[], object], limit: float) -> None:
+    """Asserts that the fastest of up to four calls takes less than `limit` times the time of `read_and_sort`."""
+    times: list[tuple[float, float]] = []
+    for _ in range(4):
+        times.append((processor_seconds(load), processor_seconds(read_and_sort)))
+        ratio = min(time for time, _ in times) / min(time for _, time in times)
+        if ratio < limit:
+            return
+    pytest.fail(f"loading takes {ratio:.2f} times the time of reading and sorting; the limit is {limit}")
 
 
 @pytest.mark.timing
@@ -57,10 +62,10 @@ def test_32000_pieces_load_fast(tmp_path):
     settings = {"add_dummy_prefix": True, "remove_extra_whitespaces": False, "ids": {"unk": 0, "bos": 1, "eos": 2}}
     scores = [-float(index) for index in range(len(pieces))]
     model.write_bytes(write_model(pieces, scores, types, **settings))
-    assert relative_time(lambda: LlamaTokenizer(model, legacy=True)) < 0.4
-    assert relative_time(lambda: LlamaTokenizerFast(model)) < 2  # also converts the model
+    assert_time(lambda: LlamaTokenizer(model, legacy=True), 0.4)
+    assert_time(lambda: LlamaTokenizerFast(model), 2)  # also converts the model
     LlamaTokenizerFast(model).save_pretrained(tmp_path)
-    assert relative_time(lambda: LlamaTokenizerFast.from_pretrained(tmp_path)) < 0.8
+    assert_time(lambda: LlamaTokenizerFast.from_pretrained(tmp_path), 0.8)
 
 
 @pytest.mark.timing
@@ -72,7 +77,7 @@ def test_128000_tokens_load_fast(tmp_path):
     pipeline = {"version": "1.0", "model": model, "decoder": {"type": "ByteLevel", "add_prefix_space": False,
                 "trim_offsets": True, "use_regex": False}}  # fmt: skip
     (tmp_path / "tokenizer.json").write_text(json.dumps(pipeline))
-    assert relative_time(lambda: LlamaTokenizerFast.from_pretrained(tmp_path)) < 3
+    assert_time(lambda: LlamaTokenizerFast.from_pretrained(tmp_path), 3)
 
 
 @pytest.mark.timing
@@ -81,4 +86,4 @@ def test_tiktoken_files_of_128000_tokens_load_fast(tmp_path):
     tokens = [*(bytes((byte,)) for byte in range(256)), *(word.encode() for word in words(127_770) if len(word) > 1)]
     lines = (b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens))
     (tmp_path / "tokenizer.model").write_bytes(b"".join(lines))
-    assert relative_time(lambda: load_tokenizer(tmp_path / "tokenizer.model")) < 5
+    assert_time(lambda: load_tokenizer(tmp_path / "tokenizer.model"), 5)
