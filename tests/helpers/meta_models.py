@@ -93,7 +93,8 @@ def hf_tensors(family: Family, layers: int = 2, seed: int = 0) -> Tensors:
     def draw(*shape: int) -> np.ndarray:
         if family.dtype == "float32":
             return random.standard_normal(shape, np.float32)
-        # Random bits with exponents for numbers below 2: up to 65 million, which take long to draw from a distribution.
+        # Random bits whose exponents give magnitudes below 2. A model has up to 65 million values, and drawing them
+        # from a distribution is slow.
         bits = random.integers(0, 2**16, shape, np.uint16) & 0x87FF | 0x3800
         return bits.view(DTYPES[family.dtype])
 
