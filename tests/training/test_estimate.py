@@ -23,7 +23,7 @@ from puna.training.forward.fused.frozen import lowest_trained
 from puna.training.limits import read_limits
 from puna.training.methods.table import METHODS
 from puna.training.optimizers.adamw import AdamW
-from puna.training.probe import Measurement, measure_pass
+from puna.training.probe import Measurement, _measured_documents, measure_pass
 from puna.training.report.durations import read_seconds
 from puna.training.settings import TrainingSettings
 from puna.training.trainer import Trainer
@@ -200,6 +200,34 @@ def test_a_measured_pass_is_the_speed_and_changes_nothing(method):
     kept = own.kept_bytes(batch.tokens)
     assert kept / 2 < result.kept < kept * 2
     assert "measured with a forward and backward pass of 144 tokens" in str(needed)
+
+
+def test_what_a_pass_keeps_grows_with_its_tokens():
+    """The gradient of the head, which does not depend on them, is not among it."""
+    settings, _, trainable, forward, batch, _ = prepared("full")
+    trainer = Trainer(PlainText(), trainable, forward, AdamW(trainable.parameters, settings))
+    kept = []
+    for count in (1, 2):
+        examples = [Documents3(batch)[index] for index in range(count)]
+        plan = SimpleNamespace(settings=settings, first_documents=lambda examples=examples: examples)
+        kept.append(measure_pass(trainer, plan).kept)
+    assert kept[1] == pytest.approx(2 * kept[0], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "measured"),
+    [
+        ((18, 512, 512), [512]),
+        ((18, 600, 20), [600]),
+        ((200, 400, 300, 12), [200, 300, 12]),
+        ((900, 20), [900]),
+        ((18, 20), [18, 20]),
+    ],
+)
+def test_the_measured_pass_has_many_tokens_whatever_the_order_of_the_documents(lengths, measured):
+    documents = [Example(np.zeros(n, np.int32), np.ones(n, np.float32), None, Source("x", 1)) for n in lengths]
+    plan = SimpleNamespace(settings=TrainingSettings(), first_documents=lambda: documents)
+    assert [len(item.ids) for item in _measured_documents(plan)] == measured
 
 
 def test_long_runs_and_runs_with_a_time_limit_are_measured():

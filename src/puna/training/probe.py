@@ -17,6 +17,9 @@ from puna.training.trainer import Trainer
 _TOKENS = 512
 """Tokens of the measured pass at most, or those of one document."""
 
+_FEW_TOKENS = 128
+"""Tokens of short documents that say too little: the next long document is measured instead of them."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -52,14 +55,7 @@ class Pass:
 
 def measure_pass(trainer: Trainer, plan: Plan) -> Pass:
     """Returns a measured pass of the first documents of a run, which changes no parameter and no random state."""
-    documents: list[Example] = []
-    tokens = 0
-    for example in plan.first_documents():
-        if documents and tokens + len(example.ids) > min(_TOKENS, plan.settings.micro_batch_tokens):
-            break
-        documents.append(example)
-        tokens += len(example.ids)
-    batch = Batch.of(documents, derived_seed(plan.settings.seed, 0))
+    batch = Batch.of(_measured_documents(plan), derived_seed(plan.settings.seed, 0))
     kept = _KeptBytes(trainer)
     for hooks in (saved_tensors_hooks(kept.add, lambda tensor: tensor), nullcontext()):
         started = time.perf_counter()
@@ -69,6 +65,20 @@ def measure_pass(trainer: Trainer, plan: Plan) -> Pass:
         memory = resident_memory()
         trainer.optimizer.zero_gradients()
     return Pass(batch, seconds, memory, kept.total)
+
+
+def _measured_documents(plan: Plan) -> list[Example]:
+    """Returns documents of the first step that fill a pass; documents that are too long for the rest are omitted."""
+    documents: list[Example] = []
+    tokens, limit = 0, min(_TOKENS, plan.settings.micro_batch_tokens)
+    for example in plan.first_documents():
+        length = len(example.ids)
+        if tokens + length <= limit:
+            documents.append(example)
+            tokens += length
+        elif tokens < min(_FEW_TOKENS, length):
+            documents, tokens = [example], length
+    return documents
 
 
 class _KeptBytes:

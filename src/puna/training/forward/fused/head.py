@@ -74,13 +74,15 @@ class _Function(torch.autograd.Function):
                 part = product(logits.t(), states[rows].t())
                 weight_gradient = part.float() if weight_gradient is None else weight_gradient.add_(part)
             del logits
-        ctx.save_for_backward(gradient, weight_gradient, tokens.rows)
+        ctx.save_for_backward(gradient, tokens.rows)
+        ctx.weight_gradient = weight_gradient  # no activation: its size does not depend on the tokens
         ctx.tokens, ctx.dtypes = len(hidden), (hidden.dtype, None if weight is None else weight.dtype)
         return total.float()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, weight_gradient, rows = ctx.saved_tensors
+        gradient, rows = ctx.saved_tensors
+        weight_gradient, ctx.weight_gradient = ctx.weight_gradient, None
         (g,) = gradients
         full = None
         if gradient is not None:
