@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from puna.training.metrics import evaluate_labels
 from puna.training.report.metrics import read_metrics
 from puna.training.settings import TrainingSettings
 from puna.training.tasks.classify import Classify, last_positions
+from puna.training.trainer import Trainer
 from tests.golden.files import LAYOUTS
 
 TEXTS = ["the llama lives in the grass", "grass", "a herd of llamas", "x y"]
@@ -189,3 +192,14 @@ def test_a_result_whose_loss_is_not_finite_is_an_error(tmp_path):
     options = {"eval_share": 0.25, "steps": 1, "learning_rate": 1e30}
     with pytest.raises(TrainingError, match=r"loss of the held-out data after step 1 is nan.*learning_rate \(1e\+30\)"):
         train(LAYOUTS["hf"], rows, "classify", output=tmp_path / "run", **options)
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
+def test_a_state_whose_loss_is_not_finite_replaces_no_earlier_one(tmp_path, monkeypatch):
+    rows = [{"text": f"llama {index}", "label": "ab"[index % 2]} for index in range(8)]
+    options = {"eval_share": 0.25, "steps": 2, "eval_steps": 2, "save_steps": 1, "keep_last": 1}
+    states = tmp_path / "run" / "checkpoints"
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, batches: {"loss": math.nan})
+    with pytest.raises(TrainingError, match=r"after step 2 is nan.*; the state after step 1 is in .*step-00000001"):
+        train(LAYOUTS["hf"], rows, "classify", output=tmp_path / "run", **options)
+    assert [path.name for path in states.glob("step-*")] == ["step-00000001"]

@@ -118,7 +118,7 @@ class Loop:
         if self._movement is None:
             self._movement = Movement(self.trainer.trainable)
         parameters = sum(item.nbytes for item in self.trainer.trainable.parameters.values())
-        self.store.reserve(max(self.state().size, 3 * parameters))  # AdamW adds two moments in its first step
+        self.store.reserve(max(self.state().size, 3 * parameters))  # the first state has no moments yet
         with Interrupts(self._stopping) as interrupts:
             try:
                 self._check_metric()
@@ -215,9 +215,12 @@ class Loop:
         metrics = self.trainer.evaluate(self.held_out())
         loss = metrics.get("loss")
         if isinstance(loss, float) and not math.isfinite(loss):
+            self._consistent = False  # not saved: a resumed run would fail again, and an earlier state be removed
+            earlier = [saved for saved in self.store.steps() if saved < step]
+            where = f"the state after step {earlier[-1]} is in {self.store.path(earlier[-1])}" if earlier else ""
             raise TrainingError(
                 f"the loss of the held-out data after step {step} is {loss}, so that the trained parameters are of no "
-                f"use; lower learning_rate ({self.rate:g})"
+                f"use and are not saved; lower learning_rate ({self.rate:g}){'; ' * bool(where)}{where}"
             )
         is_first = self.progress.best[0] < 0
         is_best = is_first or is_better(name, metrics[name], self.progress.best[1][name])
