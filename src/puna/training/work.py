@@ -45,7 +45,7 @@ class Work:
         held_out: documents of the last evaluation, which does not depend on the number of steps.
         value_bytes: bytes of an activation.
         product_bytes: bytes of a value of a matrix product.
-        kept_factor: kept activations relative to those that the fused forward pass keeps for LoRA.
+        kept_factor: kept activations, relative to `layer` in `kept_bytes`.
         frozen_layers: number of the layers below the lowest that trains, through which no gradient flows.
         cached_documents: documents whose activations of these layers are computed once and kept; 0 without a cache.
         cache_limit: maximum bytes of these activations in memory.
