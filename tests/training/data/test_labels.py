@@ -11,6 +11,7 @@ import pytest
 
 from puna.errors import ConfigError, DataError
 from puna.tokenizer import load_tokenizer
+from puna.training.data.label_columns import _IDENTIFIER
 from puna.training.data.read import DataOptions
 from puna.training.settings import TrainingSettings
 from puna.training.tasks.labelled import read_labelled
@@ -284,3 +285,14 @@ def test_settings_that_contradict_the_data(tokenizer):
         read(rows("a", "a"), tokenizer, labels=["a"])
     with pytest.raises(ConfigError, match=r"labels has 1 names, but .* has 2 numbers"):
         read(rows([1.5, 2]), tokenizer, problem="regression", labels=["x"])
+
+
+@pytest.mark.parametrize(
+    ("names", "are_identifiers"),
+    [
+        (("id", "user_id", "userId", "userID", "messageId", "uid", "guid", "UUID", "row_no", "no", "key", "No."), True),
+        (("yes/no", "yes_no", "answer_key", "valid", "paid", "fluid", "PAID", "label", "casino"), False),
+    ],
+)
+def test_names_of_identifiers(names, are_identifiers):
+    assert [bool(_IDENTIFIER.fullmatch(name)) for name in names] == [are_identifiers] * len(names)

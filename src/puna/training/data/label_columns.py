@@ -19,7 +19,11 @@ _TEXT_SHARE, _TEXT_WORDS = 0.5, 3
 
 _FRACTION = re.compile(r"\s*[-+]?\d*[.,]\d+\s*")
 
-_IDENTIFIER = re.compile(r"\W*|unnamed.*|(.*[^a-z])?(id|ids|idx|index|key|no|nr|number|row|uuid)\W*", re.IGNORECASE)
+_IDENTIFIER = re.compile(
+    r"\W*|unnamed.*|key\W*|(.*(?<!yes)[^a-z/])?no\W*|(.*[^a-z])?(id|ids|idx|index|nr|number|row|uid|guid|uuid)\W*"
+    r"|(?-i:.*[a-z](I[dD]s?|Idx|Index|No|Nr|Number|U[iI][dD]|G[uU][iI][dD]|U[uU][iI][dD]))\W*",
+    re.IGNORECASE,
+)
 """Names of columns with identifiers."""
 
 TEXT = ("text", "sentence", "content", "review", "message", "body", "document", "tweet", "comment", "question", "input")
