@@ -121,7 +121,7 @@ kernels: $(VENV)/.build
 	$(call build,native,$(RELEASE),$(PROGRAMS))
 	build/native/schedules
 	build/native/kernels
-	$(if $(filter kernels_emulated,$(PROGRAMS)),build/native/kernels_emulated emulated quick)
+	$(if $(filter kernels_emulated,$(PROGRAMS)),build/native/kernels_emulated quick)
 
 # The same programs for 64-bit Arm, cross-compiled with Debian's g++-aarch64-linux-gnu and run by its qemu-user. -O2:
 # g++ needs four times as long for the kernels with -O3.

@@ -3,6 +3,7 @@
 #ifndef PUNA_KERNELS_H
 #define PUNA_KERNELS_H
 
+#include <cassert>
 #include <cstdint>
 
 #include "panels.h"
@@ -19,6 +20,11 @@ constexpr int kSplit = 256;      // positions per partial attention sum; partial
 // otherwise one, as in llama.cpp. See benchmarks/NOTES.md. Rows of these formats have a multiple of eight blocks.
 constexpr int scale_blocks(Scales scales) { return head_bytes(scales) ? 2 : 1; }
 
+// 1.5 * 2^23 and its bits. Adding kMagic to a float of small magnitude rounds it to a whole number n, ties to even:
+// kMagic + n has the bits kMagicBits + n.
+constexpr float kMagic = 12582912.0f;
+constexpr int32_t kMagicBits = 0x4b400000;
+
 // 32 activations of one token, quantised to 8 bits.
 struct ActivationBlock {
     int8_t quants[kBlock];    // x = scale * quants
@@ -27,7 +33,7 @@ struct ActivationBlock {
     float half_sum[2];        // sums of the first 16 and of the last 16 quants
     int32_t neg_sum;          // -(sum of the quants), for formats with a zero point
     int32_t neg_half_sum[2];  // -(sums of the first 16 and of the last 16 quants)
-    int32_t start;            // 0x4b400000 - 8 * (sum of the quants), which AVX2 kernels read: see kFloatBits
+    int32_t start;            // kMagicBits - 8 * (sum of the quants), which AVX2 kernels read: see kFloatBits
 };
 static_assert(sizeof(ActivationBlock) == 64, "one cache line");
 
@@ -100,18 +106,20 @@ struct MatmulJob {
 
 // How products of several tokens are divided among threads. Each thread has about `pieces` pieces. A piece consists of
 // a multiple of `panels` panels, if the matrices have enough, and of a block of up to `tokens` tokens; 0: of all
-// tokens.
+// tokens. A thread takes `tiles` items of a prompt's attention at once, if there are many.
 struct Division {
-    int64_t pieces, panels, tokens;
+    int64_t pieces, panels, tokens, tiles;
 };
 
-// Returns the number of tokens of a block; `most` is 0 or at least 64.
+// Returns the number of tokens of a block, so that no block has a single one of several tokens; `tokens` is positive,
+// `most` is 0 or at least 64.
 constexpr int64_t token_block(int64_t tokens, int64_t most) {
+    assert(tokens > 0);
     if (most == 0 || tokens <= most) return tokens;
     const int64_t blocks = (tokens + most - 1) / most;
     int64_t size = ((tokens + blocks - 1) / blocks + 3) / 4 * 4;  // kernels multiply tiles of four tokens
-    while (tokens % size == 1) size -= 4;                         // the work units of one token are other ones
-    return size;
+    while (size > 4 && tokens % size == 1) size -= 4;             // the work units of one token are other ones
+    return tokens % size == 1 ? tokens : size;
 }
 
 struct Kernels {

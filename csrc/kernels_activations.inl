@@ -1,17 +1,16 @@
 // Rounds activations to 8 bits.
 
-// Converts 32 integers n, given as floats 1.5 * 2^23 + n, to bytes (128 becomes 127), and computes the sums of the
-// first 16 and of the last 16. 0x4b400000 is the bit pattern of 1.5 * 2^23, so that subtracting it from the bits leaves
-// n.
+// Converts 32 integers n, given as floats kMagic + n, to bytes (128 becomes 127), and computes the sums of the
+// first 16 and of the last 16: subtracting kMagicBits from the bits leaves n.
 #if defined(__AVX2__) && !defined(PUNA_EMULATE)
 PUNA_INLINE void round_to_i8(const f32x16 (&rounded)[2], int8_t* to, int32_t (&sum)[2]) {
 #if defined(__AVX512F__)
     for (int h = 0; h < 2; ++h) {
-        const __m512i number = _mm512_sub_epi32((__m512i)rounded[h].reg[0], _mm512_set1_epi32(0x4b400000));
+        const __m512i number = _mm512_sub_epi32((__m512i)rounded[h].reg[0], _mm512_set1_epi32(kMagicBits));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(to) + h, _mm512_cvtsepi32_epi8(number));
     }
 #else
-    const __m256i zero = _mm256_set1_epi32(0x4b400000);
+    const __m256i zero = _mm256_set1_epi32(kMagicBits);
     const auto number = [&](int h, int i) { return _mm256_sub_epi32((__m256i)rounded[h].reg[i], zero); };
     const __m256i first = _mm256_packs_epi32(number(0, 0), number(0, 1));
     const __m256i second = _mm256_packs_epi32(number(1, 0), number(1, 1));
@@ -29,7 +28,7 @@ PUNA_INLINE void round_to_i8(const f32x16 (&rounded)[2], int8_t* to, int32_t (&s
 PUNA_INLINE void round_to_i8(const f32x16 (&rounded)[2], int8_t* to, int32_t (&sum)[2]) {
     for (int h = 0; h < 2; ++h) {
         int32_t numbers[kLanes];
-        PUNA_EACH_REG* reinterpret_cast<i32_mem*>(numbers + i_ * kWidth) = (i32_reg)rounded[h].reg[i_] - 0x4b400000;
+        PUNA_EACH_REG* reinterpret_cast<i32_mem*>(numbers + i_ * kWidth) = (i32_reg)rounded[h].reg[i_] - kMagicBits;
         sum[h] = 0;
         for (int i = 0; i < kLanes; ++i) {
             to[h * kLanes + i] = static_cast<int8_t>(numbers[i] > 127 ? 127 : numbers[i]);
@@ -80,7 +79,7 @@ PUNA_INLINE bool any_equal(const f32x16& values, float x) {
 // and so is every product.
 template <int kBlocks, bool kFullRange>
 PUNA_INLINE void quantize_blocks(const float* x, ActivationBlock* blocks) {
-    const f32x16 magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, ties to even
+    const f32x16 magic = broadcast(kMagic);
     f32x16 value[2 * kBlocks];
     u32x16 magnitude;
     PUNA_EACH_REG magnitude.reg[i_] = u32_reg{};
@@ -115,7 +114,7 @@ PUNA_INLINE void quantize_blocks(const float* x, ActivationBlock* blocks) {
             to.half_sum[h] = static_cast<float>(sum[h]);
             to.neg_half_sum[h] = -sum[h];
         }
-        to.start = 0x4b400000 - 8 * (sum[0] + sum[1]);
+        to.start = kMagicBits - 8 * (sum[0] + sum[1]);
     }
 }
 
@@ -143,10 +142,10 @@ PUNA_INLINE __m512i reduce_each(const __m512i (&x)[16], const Combine& combine) 
 
 // Rounds a block with a known scale, and computes its sums, as `quantize_blocks` does.
 PUNA_INLINE void quantize_block(const float* x, float scale, float inverse, ActivationBlock& to) {
-    const __m512 times = _mm512_set1_ps(inverse), magic = _mm512_set1_ps(12582912.0f);
+    const __m512 times = _mm512_set1_ps(inverse), magic = _mm512_set1_ps(kMagic);
     const auto round = [&](int h) PUNA_INLINED {
         const __m512 rounded = _mm512_fmadd_ps(_mm512_loadu_ps(x + h * kLanes), times, magic);
-        return _mm512_cvtsepi32_epi8(_mm512_sub_epi32(_mm512_castps_si512(rounded), _mm512_set1_epi32(0x4b400000)));
+        return _mm512_cvtsepi32_epi8(_mm512_sub_epi32(_mm512_castps_si512(rounded), _mm512_set1_epi32(kMagicBits)));
     };
     const __m256i bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(round(0)), round(1), 1);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.quants), bytes);
@@ -164,7 +163,8 @@ PUNA_INLINE void quantize_block(const float* x, float scale, float inverse, Acti
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(&to.scale), members);
 }
 
-// Does the same as sixteen calls of quantize_blocks<kBlocks, true>, and computes the sixteen scales at once.
+// Does the same as sixteen calls of quantize_blocks<kBlocks, true>, except `start`, which only AVX2 reads. Computes the
+// sixteen scales at once.
 template <int kBlocks>
 PUNA_INLINE void quantize_sixteen(const float* x, ActivationBlock* blocks) {
     __m512i magnitudes[16], minimums[16];

@@ -216,12 +216,11 @@ PUNA_INLINE void init_sums(const ActivationBlock* a, int64_t stride, i32x16 (&su
     }
 }
 
-// Whether `dot` adds 0x4b400000 to its sums. The bits of the result are those of the float kMagic + sum, because 1.5 *
-// 2^23 has the bits 0x4b400000 and units of 1. Then fma(kMagic + sum, scale, -kMagic * scale) = sum * scale in one
-// instruction instead of two, rounded once as well: kMagic * scale is exact if the scale is a half-precision number.
-// One token does not gain, because -kMagic * scale is computed for each block. With the zero point 8 (Q4_0), the bits
-// 0x4b400000 - 8 * (sum of the activations) are stored with the activations: two instructions less than computing them.
-constexpr float kMagic = 12582912.0f;
+// Whether `dot` adds kMagicBits to its sums. The bits of the result are those of the float kMagic + sum. Then
+// fma(kMagic + sum, scale, -kMagic * scale) = sum * scale in one instruction instead of two, rounded once as well:
+// kMagic * scale is exact if the scale is a half-precision number. One token does not gain, because -kMagic * scale is
+// computed for each block. With the zero point 8 (Q4_0), the bits kMagicBits - 8 * (sum of the activations) are stored
+// with the activations: two instructions less than computing them.
 #if defined(__AVX2__) && !defined(PUNA_DOT_BYTES)
 template <typename F, int kTokens>
 constexpr bool kFloatBits = F::kHalfPrecision && F::kZero != 0 && kTokens > 1;
@@ -229,6 +228,7 @@ constexpr bool kFloatBits = F::kHalfPrecision && F::kZero != 0 && kTokens > 1;
 template <typename F, int kTokens>
 constexpr bool kFloatBits = false;
 #endif
+constexpr int kMany = 2;  // for kFloatBits: any number of tokens above one
 
 // Calls done(t) for each token t.
 template <int kTokens, typename Done>
@@ -320,7 +320,7 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
         // Widen: madd_i16 adds neighbouring 16-bit sums, and weights the higher digit by 16.
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
-            const int32_t magic = kFloatBits<F, kTokens> ? 0x4b400000 : 0;
+            const int32_t magic = kFloatBits<F, kTokens> ? kMagicBits : 0;
             const i32x16 start =
                 broadcast_i32(kFloatBits<F, kTokens> && F::kZero == 8 ? a[t * stride].start
                                                                       : zero_points<F, kFrom>(a[t * stride]) + magic);
@@ -403,9 +403,7 @@ PUNA_INLINE void add_block(const Read& scales, const Quad& quad, const Activatio
     BlockScales by[kGroup];
     const auto read = [&]() PUNA_INLINED {
 #pragma GCC unroll 4
-        for (int g = 0; g < kGroup; ++g) {
-            by[g] = scales(g);
-        }
+        for (int g = 0; g < kGroup; ++g) by[g] = scales(g);
     };
     const auto add = [&](auto half, int t) PUNA_INLINED {
         constexpr int h = decltype(half)::kValue;
@@ -623,9 +621,10 @@ static_assert(kTileGroup == 1, "a chunk is one piece of memory");
 constexpr bool kTilesPrefetch = false;
 #endif
 
-// Whether the first tile unpacks each block before it multiplies it: unpacking alone is limited by its stores, next to
-// which a tile can compute.
+// Whether the first tile unpacks each block before it multiplies it. Unpacking alone waits for its stores; a tile can
+// compute meanwhile.
 constexpr bool kTilesUnpack = kTilesPrefetch;
+static_assert(!kTilesUnpack || kTileGroup == 1, "the first tile unpacks one panel");
 
 static_assert(kChunkBlocks % 2 == 0, "blocks that share a scale are added together");
 
@@ -638,25 +637,23 @@ struct Unpacked {
     alignas(64) float min[kChunkBlocks][kGroup][2][kLanes];
 };
 
-// Unpacks block `block` of kGroup panels, of which `from` is the first, as block `b` of `to`.
+// Unpacks block `block` of a panel as block `b` of panel `g` of `to`.
 template <typename F, int kGroup>
-PUNA_INLINE void unpack_block(const uint8_t* from, int64_t panel_bytes, const typename F::Table& table, int64_t block,
-                              int64_t b, Unpacked<F, kGroup>& to) {
+PUNA_INLINE void unpack_block(const uint8_t* panel, const typename F::Table& table, int64_t block, int64_t b, int g,
+                              Unpacked<F, kGroup>& to) {
+    static_assert(!(kFloatBits<F, kMany> && F::kHasMin), "`min` holds either");
     const BlockOffsets at = F::offsets(block);
-    for (int g = 0; g < kGroup; ++g) {
-        const uint8_t* const panel = from + g * panel_bytes;
-        if (!kTilesPrefetch) prefetch<F, kPrefetchFar, kStreamLevel>(panel + at.planes);
+    if (!kTilesPrefetch) prefetch<F, kPrefetchFar, kStreamLevel>(panel + at.planes);
 #pragma GCC unroll 8
-        for (int s = 0; s < 8; ++s)
-            for (int d = 0; d < kDigits<F>; ++d)
-                store_u32(to.quads[b][s][g][d], digit<F>(F::quad(panel + at.planes, s, table), d));
-        const BlockScales scales = F::scales(panel, at);
-        for (int h = 0; h < 1 + F::kHalfScales; ++h) {
-            store(to.scale[b][g][h], scales.scale[h]);
-            if (F::kHasMin) store(to.min[b][g][h], scales.min[h]);
-        }
-        if (kFloatBits<F, 2>) store(to.min[b][g][0], scales.scale[0] * broadcast(-kMagic));
+    for (int s = 0; s < 8; ++s)
+        for (int d = 0; d < kDigits<F>; ++d)
+            store_u32(to.quads[b][s][g][d], digit<F>(F::quad(panel + at.planes, s, table), d));
+    const BlockScales scales = F::scales(panel, at);
+    for (int h = 0; h < 1 + F::kHalfScales; ++h) {
+        store(to.scale[b][g][h], scales.scale[h]);
+        if (F::kHasMin) store(to.min[b][g][h], scales.min[h]);
     }
+    if (kFloatBits<F, kMany>) store(to.min[b][g][0], scales.scale[0] * broadcast(-kMagic));
 }
 
 // Processes blocks that share an activation scale, from unpacked panels, for kTokens tokens.
@@ -734,15 +731,17 @@ static void unpacked_matmul(const MatmulJob& job, int64_t panel, int64_t begin, 
             t += kTokens;
             ahead += lines * blocks * kLine;
         };
-        const auto unpack = [&](int64_t b) PUNA_INLINED {
-            for (int i = 0; i < F::kScaleBlocks; ++i)
-                unpack_block(from, w.stride, table, first + b + i, b + i, unpacked);
+        const auto unpack = [&](int g, int64_t b)
+                                PUNA_INLINED { unpack_block(from + g * w.stride, table, first + b, b, g, unpacked); };
+        const auto unpack_first = [&](int64_t b) PUNA_INLINED {
+            for (int i = 0; i < F::kScaleBlocks; ++i) unpack(0, b + i);
         };
         const auto none = [](int64_t) PUNA_INLINED {};
         if constexpr (kTilesUnpack)
-            if (end - begin >= kTile) run(Constant<kTile>(), unpack);
-        if (t == begin)
-            for (int64_t b = 0; b < blocks; b += F::kScaleBlocks) unpack(b);
+            if (end - begin >= kTile) run(Constant<kTile>(), unpack_first);
+        if (t == begin)  // panel by panel
+            for (int g = 0; g < kGroup; ++g)
+                for (int64_t b = 0; b < blocks; ++b) unpack(g, b);
         while (t + kTile <= end) run(Constant<kTile>(), none);
         if (kTileTokens > 2)
             while (t + 2 <= end) run(Constant<2>(), none);

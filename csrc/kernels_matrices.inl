@@ -3,11 +3,12 @@
 // Tokens per loop over the panels; their activations stay in L2. Zen 4: other sizes are within the noise.
 constexpr int kTokenBlock = 128;
 
-// Zen 3: see benchmarks/NOTES.md.
+// AVX2, Zen 3: see benchmarks/NOTES.md. AVX-VNNI has the same division, which was not measured there. For the other
+// instruction sets, no other numbers of pieces, blocks of tokens or items were measured.
 #if defined(__AVX2__) && !defined(__AVX512F__)
-constexpr Division kDivision{.pieces = 64, .panels = 1, .tokens = 64};
-#else  // other numbers of pieces, and blocks of tokens, were not measured
-constexpr Division kDivision{.pieces = 16, .panels = 6, .tokens = 0};
+constexpr Division kDivision{.pieces = 64, .panels = 1, .tokens = 64, .tiles = 1};
+#else
+constexpr Division kDivision{.pieces = 16, .panels = 6, .tokens = 0, .tiles = 4};
 #endif
 
 // Completes one token's sums of a panel's rows: adds the bias, then stores them or adds them to the output. Rows beyond

@@ -3,7 +3,7 @@
 
 // Rounds to the nearest integer, ties to even; |x| < 2^22. Adding 1.5 * 2^23 pushes the fraction out of the float.
 PUNA_INLINE f32x16 round(const f32x16& x) {
-    const f32x16 magic = broadcast(12582912.0f);
+    const f32x16 magic = broadcast(kMagic);
     return (x + magic) - magic;
 }
 

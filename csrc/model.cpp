@@ -526,9 +526,10 @@ void Model::project(std::initializer_list<Projection> outs, int32_t layer, const
     if (separate) added_.grow_discarding(static_cast<size_t>(tokens * outs.begin()->stride));
     const Division& by = kernels_.division;
     const int64_t size = adapted ? tokens : token_block(tokens, by.tokens), blocks = (tokens + size - 1) / size;
-    // One token: 16 pieces, whose neighbours were not recorded, of pairs of half strips.
-    const int64_t pieces = (tokens > 1 ? by.pieces : 16) * pool_.threads();
-    const int64_t unit = tokens > 1 && (by.panels < 2 || total >= 48 * pool_.threads()) ? by.panels : 2;
+    // One token: pieces of pairs of half strips.
+    constexpr int64_t kPieces = 16;  // its neighbours were not recorded
+    const int64_t pieces = (tokens > 1 ? by.pieces : kPieces) * pool_.threads();
+    const int64_t unit = tokens > 1 && (by.panels < 2 || total >= 3 * kPieces * pool_.threads()) ? by.panels : 2;
     const int64_t grain = ((blocks * total + pieces - 1) / pieces + unit - 1) / unit * unit;
     pool_.each(blocks * total, grain, [&](int64_t begin, int64_t end, int) noexcept {
         if (adapted) multiply_inner(x);
@@ -639,9 +640,9 @@ void Model::attend_split(int32_t layer, const Tile& tile, int64_t head, int64_t 
 void Model::attend(int32_t layer) {
     const int64_t heads = shape_.kv_heads;
     const int64_t items = tiles_.empty() ? 0 : tiles_.back().before + int64_t{tiles_.back().splits} * heads;
-    // Items of single tokens are short.
-    const bool many = tiles_.size() == tokens_.size() && items > 64 * pool_.threads();
-    pool_.each(items, many ? 4 : 1, [&](int64_t begin, int64_t end, int thread) noexcept {
+    // Items of single tokens are short, so four are taken at once; an item of a prompt's tile is long.
+    const int64_t several = tiles_.size() == tokens_.size() ? 4 : kernels_.division.tiles;
+    pool_.each(items, items > 64 * pool_.threads() ? several : 1, [&](int64_t begin, int64_t end, int thread) noexcept {
         for (int64_t item = begin; item < end; ++item) {
             // Items are processed in descending order: the last tiles of a prompt attend to the most keys, and starting
             // with them shortens the tail of the loop.

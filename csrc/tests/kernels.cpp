@@ -1,6 +1,6 @@
 // Compares every kernel of every instruction set that this processor supports with a slow reference implementation in
 // float64 or exact integers. Prints one line per group; the exit status is 1 if an error exceeds its limit. `kernels
-// quick` runs fewer cases. `kernels_emulated emulated` tests the AVX-512 kernels on any processor: their instructions
+// quick` runs fewer cases. The program kernels_emulated tests the AVX-512 kernels on any processor: their instructions
 // are emulated in plain C++ (emulate.h).
 
 #include "kernels.h"
@@ -18,6 +18,8 @@
 #include "panels.h"
 #include "puna.h"
 #include "quantize.h"
+
+extern const bool kEmulated;  // defined in emulated.cpp
 
 namespace {
 
@@ -358,6 +360,8 @@ void check_quantize(const Kernels& kernels) {
             for (int h = 0; h < 2; ++h)
                 sums = sums && block.neg_half_sum[h] == -sum[h] && block.half_sum[h] == static_cast<float>(sum[h]);
             demand(kernels.name, "sums", sums);
+            if (std::string(kernels.name) == "avx2")  // the only kernels that read it
+                demand(kernels.name, "start", block.start == kMagicBits - 8 * (sum[0] + sum[1]));
         }
     }
     report(kernels.name, "quantize beyond a half", worst, 2e-5);
@@ -683,24 +687,19 @@ void check(const Kernels& kernels) {
 
 }  // namespace
 
-// kernels [quick] [emulated]. "emulated" is for the program kernels_emulated, which is linked with emulated AVX-512.
 int main(int count, char** arguments) {
-    bool emulated = false;
-    for (int i = 1; i < count; ++i) {
-        quick |= std::string(arguments[i]) == "quick";
-        emulated |= std::string(arguments[i]) == "emulated";
-    }
+    quick = count > 1 && std::string(arguments[1]) == "quick";
     const uint32_t have = puna_cpu_features();
-    if (!emulated) check(kPortable);
+    if (!kEmulated) check(kPortable);
 #if defined(PUNA_X86_KERNELS)
-    if (!emulated && have & PUNA_CPU_AVX2) check(kAvx2);
+    if (!kEmulated && have & PUNA_CPU_AVX2) check(kAvx2);
 #if defined(PUNA_AVX_VNNI)
-    if (!emulated && have & PUNA_CPU_AVX_VNNI) check(kAvxVnni);
+    if (!kEmulated && have & PUNA_CPU_AVX_VNNI) check(kAvxVnni);
 #endif
 #if defined(PUNA_AVX512_KERNELS)
     const uint32_t avx512 = PUNA_CPU_AVX512 | PUNA_CPU_AVX512_VNNI, bf16 = avx512 | PUNA_CPU_AVX512_BF16;
-    if (emulated || (have & avx512) == avx512) check(kAvx512);
-    if (emulated || (have & bf16) == bf16) check(kAvx512Bf16);
+    if (kEmulated || (have & avx512) == avx512) check(kAvx512);
+    if (kEmulated || (have & bf16) == bf16) check(kAvx512Bf16);
 #endif
 #elif defined(__aarch64__)
     if (have & PUNA_CPU_DOTPROD) check(kNeonDotprod);

@@ -127,6 +127,9 @@ void check_blocks() {
             const int64_t size = puna::token_block(tokens, most);
             if (size < 2 || size > most || tokens % size == 1) fail("a block of tokens has the wrong size");
         }
+    // One token, and a number that every size from 4 to 64 leaves a single token of.
+    for (const int64_t tokens : {1, 2882881})
+        if (puna::token_block(tokens, 64) != tokens) fail("an indivisible number of tokens was divided");
 }
 
 constexpr int kPages = 8, kLength = 100, kRequests = 4;
