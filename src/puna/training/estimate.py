@@ -104,7 +104,7 @@ def _shortage(needed: int) -> list[str]:
         return []
     return [
         f"warning: {show_bytes(needed)} are more than the {show_bytes(usable)} of memory that this process can use; "
-        "set max_memory, or lower max_length or rank"
+        f"lower max_length or micro_batch_tokens, or set max_memory to {show_bytes(usable)} or less"
     ]
 
 
