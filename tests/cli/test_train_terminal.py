@@ -60,6 +60,7 @@ def test_the_terminal_is_in_order_after_ctrl_c(folder, answer):
         if answer in ("yes", "no"):
             terminal.send(b"\n" if answer == "yes" else b"n\n")
         elif answer == "interrupted":
+            time.sleep(0.5)  # Python reads shortly after it has written; a signal in between would wait for input
             terminal.interrupt()
         written = press_often(terminal) if answer == "often" else terminal.rest()
         status = terminal.process.returncode
@@ -76,9 +77,9 @@ def test_the_terminal_is_in_order_after_ctrl_c(folder, answer):
 
 def test_a_second_ctrl_c_ends_a_long_step(folder):
     """Nothing is asked before the first step, because there is nothing to save."""
-    with start("--steps", "3", "--batch-size", "200000", "--max-length", "8") as terminal:
+    with start("--steps", "3", "--batch-size", "100000", "--max-length", "8") as terminal:
         terminal.wait(b"step 0 of 3")
-        time.sleep(2)  # the step begins shortly afterwards; before it, the first Ctrl-C ends the run
+        time.sleep(0.5)  # the step begins shortly afterwards; before it, the first Ctrl-C ends the run
         terminal.interrupt()
         terminal.wait(b"Stopping after this step; press Ctrl-C again to stop at once.")
         terminal.interrupt()
