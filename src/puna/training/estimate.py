@@ -44,7 +44,7 @@ _SPREAD = 3.0
 """Standard deviations by which the largest step of a run exceeds the mean number of tokens."""
 
 _VARYING_BYTES = 256 << 20
-"""Additional memory, at most, of steps with different numbers of tokens; at most that of the activations."""
+"""Maximum of the additional memory of steps with different numbers of tokens; at most that of the activations."""
 _VARYING_SHARE = 1 / 8  # standard deviation of these numbers, relative to their mean, that needs all this memory
 
 _GRADIENT_BYTES = 4

@@ -27,8 +27,8 @@ class RunSettings:
     epochs: float | None = option(None, "passes over the data; 3 without steps", above=0, at_most=1_000_000_000)
     batch_size: int = option(8, "documents of one optimizer step", at_least=1, at_most=1_000_000)
     micro_batch_tokens: int = option(
-        2048, "tokens of one forward pass at most (one document at least), by default 512 with qlora or quantized; "
-        "limits memory, never changes the result",
+        2048, "maximum number of tokens in one forward pass, which has at least one document. It limits the memory "
+        "and never changes the result. With qlora or quantized, the default is 512",
         at_least=1,
     )  # fmt: skip
     max_length: int = option(1024, "tokens of a document at most", at_least=2)
