@@ -48,7 +48,7 @@ _VARYING_BYTES = 256 << 20
 _VARYING_SHARE = 1 / 8  # standard deviation of these numbers, relative to their mean, that needs all this memory
 
 _GRADIENT_BYTES = 4
-"""Bytes of a gradient. Values and moments are in memory before the first step."""
+"""Bytes of a gradient. Values, and AdamW's moments, are in memory before the first step; Muon's are not counted."""
 
 
 def limited(

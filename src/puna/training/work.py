@@ -1,7 +1,4 @@
-"""The sizes of a run that its time and memory depend on. The operations are those of PyTorch's `FlopCounterMode`.
-
-Legend: D hidden, I intermediate, K width of all keys, L layers, V vocabulary.
-"""
+"""The sizes of a run that its time and memory depend on. The operations are those of PyTorch's `FlopCounterMode`."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ _HEAD_BYTES = 64 << 20
 """Memory of the chunk of logits that exists at one time, with its gradient."""
 
 _REFERENCE_FACTOR = 3.0
-"""Activations that autograd keeps in the reference forward pass, if they are not measured."""
+"""Activations that autograd keeps in the reference forward pass, relative to the fused one, until they are measured."""
 
 
 @dataclass(frozen=True)
