@@ -22,7 +22,9 @@ def keep_memory() -> None:
     """Keeps freed memory for the next step, in the complete process, until the end of `kept_memory`.
 
     A step frees and needs again some hundred megabytes. Without this, the system takes them back and clears them for
-    the next step: 7 % of the time of a step, a sixth with full fine-tuning. Does nothing without glibc.
+    the next step: 7 % of the time of a step, a sixth with full fine-tuning. Does nothing without glibc. Blocks of more
+    than 64 MB are kept only for the main thread of a process, and not after one of its allocations has failed: glibc
+    then takes this thread's memory from another arena.
     """
     limit_compiled_products()
     if (library := _glibc()) is not None:
