@@ -88,7 +88,8 @@ def test_tensors_in_read_only_formats_are_copied(name: str, tmp_path: Path) -> N
     for key, tensor in source.tensors.items():
         assert copy.tensors[key].format == tensor.format and np.array_equal(copy.tensors[key].raw, tensor.raw), key
     convert(path, tmp_path / "hf", to="hf")
+    decoded = open_checkpoint(tmp_path / "hf").tensors
     for key, weight in open_checkpoint(path).tensors.items():
-        np.testing.assert_array_equal(open_checkpoint(tmp_path / "hf").tensors[key].to_float32(), weight.to_float32())
+        np.testing.assert_array_equal(decoded[key].to_float32(), weight.to_float32())
     with pytest.raises(CheckpointError, match=f"'{name.upper()}' is only read and copied; puna quantises to q4_0"):
         convert(path, tmp_path / "quantised.gguf", quantize=name.upper())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,7 @@ TESTS = Path(__file__).resolve().parents[1]
 _SKIPPED = ("tests/compatibility", "tests/architecture", "tests/fuzz")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: sets of tests need no hashes of their names
 class Test:
     """A test function: its file and name, and the names that it uses."""
 
@@ -67,6 +67,9 @@ def _tests(file: str, tree: ast.Module) -> Iterator[Test]:
             parts[node.target.id] = node.value
         elif isinstance(node, ast.Assign):
             parts |= {target.id: node.value for target in node.targets if isinstance(target, ast.Name)}
+    nodes = {name: list(ast.walk(node)) for name, node in parts.items()}
+    used = {name: _used(nodes[name]) for name in parts}
+    references = {name: _references(nodes[name]) & parts.keys() for name in parts}
     for name, node in parts.items():
         if name.startswith("test_") and isinstance(node, ast.FunctionDef):
             reached, waiting = set(), [name]
@@ -74,16 +77,21 @@ def _tests(file: str, tree: ast.Module) -> Iterator[Test]:
                 part = waiting.pop()
                 if part not in reached:
                     reached.add(part)
-                    inner = (item.id for item in ast.walk(parts[part]) if isinstance(item, ast.Name))
-                    arguments = (item.arg for item in ast.walk(parts[part]) if isinstance(item, ast.arg))  # fixtures
-                    waiting += [item for item in (*inner, *arguments) if item in parts]
-            yield Test(file, name, frozenset().union(*(_used(parts[part]) for part in reached)))
+                    waiting += references[part]
+            yield Test(file, name, frozenset().union(*(used[part] for part in reached)))
 
 
-def _used(tree: ast.AST) -> set[str]:
+def _references(nodes: Iterable[ast.AST]) -> set[str]:
+    """Returns the names in a piece of code, and those of its arguments, which may be fixtures."""
+    return {
+        node.id if isinstance(node, ast.Name) else node.arg for node in nodes if isinstance(node, ast.Name | ast.arg)
+    }
+
+
+def _used(nodes: Iterable[ast.AST]) -> set[str]:
     """Returns the attributes, the names of arguments and the words of short texts in a piece of code."""
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Attribute):
             names.add(node.attr)
         elif isinstance(node, ast.keyword) and node.arg is not None:

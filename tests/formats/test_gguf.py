@@ -139,7 +139,7 @@ def test_values_of_smollm2_are_bit_identical_to_those_of_the_package_gguf(smollm
         weight = file.tensors[item.name]
         expected = quants.dequantize(item.data, item.tensor_type)
         assert weight.shape == tuple(reversed(item.shape.tolist())) == expected.shape
-        np.testing.assert_array_equal(weight.to_float32().view(np.uint32), expected.view(np.uint32))
+        assert np.array_equal(weight.to_float32().view(np.uint32), expected.view(np.uint32)), item.name
     assert file.metadata["tokenizer.ggml.tokens"] == reader.fields["tokenizer.ggml.tokens"].contents()
     assert file.metadata["tokenizer.ggml.merges"] == reader.fields["tokenizer.ggml.merges"].contents()
 

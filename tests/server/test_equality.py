@@ -6,8 +6,10 @@ import asyncio
 
 import pytest
 
+from tests.server.sdk_types import Package
+
 pytest.importorskip("fastapi")
-openai = pytest.importorskip("openai")
+openai = Package("openai")
 
 MESSAGES = [{"role": "user", "content": "the llama lives in"}]
 

@@ -12,9 +12,9 @@ from urllib.request import Request, urlopen
 import pytest
 
 from tests.server.live import CONTEXT, live_server, tool_checkpoint
-from tests.server.sdk_types import unknown_fields
+from tests.server.sdk_types import Package, unknown_fields
 
-anthropic = pytest.importorskip("anthropic")
+anthropic = Package("anthropic")
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
@@ -179,26 +179,26 @@ def test_tools_of_other_types_are_skipped_next_to_tools_of_the_client(sdk: Any) 
 @pytest.mark.parametrize(
     ("fields", "kind", "text"),
     [
-        ({"model": "golde"}, anthropic.NotFoundError, "golden"),
-        ({"max_tokens": -1}, anthropic.BadRequestError, "max_tokens"),
-        ({"output_config": {"effort": "high"}}, anthropic.BadRequestError, "output_config.effort"),
-        ({"tool_choice": {"type": "any"}}, anthropic.BadRequestError, "tools has no function"),
+        ({"model": "golde"}, "NotFoundError", "golden"),
+        ({"max_tokens": -1}, "BadRequestError", "max_tokens"),
+        ({"output_config": {"effort": "high"}}, "BadRequestError", "output_config.effort"),
+        ({"tool_choice": {"type": "any"}}, "BadRequestError", "tools has no function"),
         (
             {"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "g"}},
-            anthropic.BadRequestError,
+            "BadRequestError",
             "tool_choice names .*g",
         ),
-        ({"tools": [WEATHER, WEATHER]}, anthropic.BadRequestError, "two functions"),
+        ({"tools": [WEATHER, WEATHER]}, "BadRequestError", "two functions"),
         (
             {"output_config": {"format": {"type": "json_schema", "schema": {"not": {}}}}},
-            anthropic.BadRequestError,
+            "BadRequestError",
             "output_config.format.*not",
         ),
-        ({"extra_body": {"colour": 1}}, anthropic.BadRequestError, "colour"),
+        ({"extra_body": {"colour": 1}}, "BadRequestError", "colour"),
     ],
 )
-def test_errors_have_anthropics_shape(sdk: Any, fields: dict[str, Any], kind: Any, text: str) -> None:
-    with pytest.raises(kind) as error:
+def test_errors_have_anthropics_shape(sdk: Any, fields: dict[str, Any], kind: str, text: str) -> None:
+    with pytest.raises(getattr(anthropic, kind)) as error:
         create(sdk, **fields)
     assert re.search(text, error.value.message)
     check_error(error.value)

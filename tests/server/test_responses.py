@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.server.live import live_server, tool_checkpoint
-from tests.server.sdk_types import unknown_fields
+from tests.server.sdk_types import Package, unknown_fields
 
-openai = pytest.importorskip("openai")
+openai = Package("openai")
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
