@@ -169,6 +169,11 @@ def show_bytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
+def show_count(count: int, noun: str) -> str:
+    """Returns a number with a noun, such as "1 row" and "2 rows", for a message."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def printable(text: str) -> str:
     """Escapes characters other than line ends that a terminal would obey: texts in files are not trusted."""
     return "".join(item if item.isprintable() or item == "\n" else repr(item)[1:-1] for item in text)

@@ -160,7 +160,7 @@ BAD_JSON: dict[str, tuple[bytes, int | None, str]] = {
 
 BAD_CSV: dict[str, tuple[bytes, int | None, str]] = {
     "only names": (b"prompt,completion\n", None, "no rows"),
-    "too few fields": (b"prompt,completion\na,b\nc\n", 3, "1 fields.*names 2 columns"),
+    "too few fields": (b"prompt,completion\na,b\nc\n", 3, "1 field, .*names 2 columns"),
     "too many fields": (b"prompt,completion\na,b\nc,d,e\n", 3, "3 fields.*names 2 columns"),
     "too many fields before": (b"prompt,completion\na,b,c\nc,d\n", 2, "3 fields"),
     "equal names": (b"prompt,prompt\na,b\n", 1, "two columns are named 'prompt'"),

@@ -228,6 +228,8 @@ def test_sorted_labels_are_told_by_values(tokenizer, tmp_path):
         ("text,label\na,x\nb,z\n", {"labels": ["x", "yes"]}, "line 3: the label is 'z'; the labels are 'x', 'yes'"),
         ("text,label\na,1.5\nb,z\n", {"problem": "regression"}, "line 3: the label is 'z'; .* must be a finite number"),
         ("text,label\na,1.5\nb,nan\n", {"problem": "regression"}, "line 3: the label is 'nan'"),
+        ("text,label\na,1.5\nb,nan\nc,2.5\n", {}, "line 3: the label is 'nan'; .* must be a finite number"),
+        ("text,label\na,1\nb,0\nc,nan\nd,1\n", {}, "line 4: the label is 'nan', but the others are numbers; corr"),
         ("text,label\n" + "".join(f"t,l{n}\n" for n in range(20)), {}, "all 20 rows have different values in 'label'"),
         ("text,label\na,x\n,y\n", {"max_length": 2, "truncate": "error", "labels": ["x", "y"]}, None),
         ("text,label\nthe llama lives,x\nb,y\n", {"max_length": 2, "truncate": "error"}, "line 2: the text has"),
@@ -260,6 +262,14 @@ def test_held_out_rows_have_the_labels_of_the_training_data(tokenizer):
         read_labelled(rows("a", "d"), settings, tokenizer, labels)
 
 
+def test_missing_values_among_numbers_are_no_class(tokenizer):
+    with pytest.warns(UserWarning, match="row skipped: .* the label is 'nan'") as caught:
+        examples = read(rows("1", "0", "nan", "1"), tokenizer, bad_rows="skip")
+    assert len(caught) == 1 and examples.labels.names == ("0", "1") and labels_of(examples) == [1, 0, 1]
+    assert read(rows("yes", "nan", "no"), tokenizer).labels.names == ("nan", "no", "yes")
+    assert read(rows("1", "nan"), tokenizer, labels=["1", "nan"]).labels.names == ("1", "nan")
+
+
 def test_long_texts_are_truncated_with_a_warning(tokenizer):
     data = [{"text": "the llama lives in the grass", "label": "a"}, {"text": "grass", "label": "b"}]
     ids = tokenizer.encode(data[0]["text"])
@@ -283,7 +293,7 @@ def test_settings_that_contradict_the_data(tokenizer):
         read(rows("a", "b"), tokenizer, labels=["a", "a"])
     with pytest.raises(ConfigError, match="needs at least two"):
         read(rows("a", "a"), tokenizer, labels=["a"])
-    with pytest.raises(ConfigError, match=r"labels has 1 names, but .* has 2 numbers"):
+    with pytest.raises(ConfigError, match=r"labels has 1 name, but .* has 2 numbers"):
         read(rows([1.5, 2]), tokenizer, problem="regression", labels=["x"])
 
 

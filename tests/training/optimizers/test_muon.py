@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from puna.training.optimizers import muon
 from puna.training.optimizers.muon import Muon, orthogonalize
 from puna.training.settings import TrainingSettings
 
@@ -91,3 +94,55 @@ def test_a_restored_state_continues_bit_for_bit():
         set_gradients(named, 2)
         used.step(0.01)
     assert all(torch.equal(ours[name], copies[name]) for name in ours)
+
+
+def test_matrices_are_orthogonalised_some_at_a_time_with_the_same_result(monkeypatch):
+    results = []
+    for values in (1 << 22, 24 * 40, 1):
+        monkeypatch.setattr(muon, "_PART_VALUES", values)
+        named = parameters()
+        optimizer = Muon(named, SETTINGS)
+        set_gradients(named, 0)
+        optimizer.step(0.01)
+        results.append(named)
+    for name, item in results[0].items():
+        for other in results[1:]:
+            torch.testing.assert_close(other[name], item, rtol=1e-6, atol=1e-7)
+
+
+def test_the_momentum_exists_before_the_first_step_and_a_step_needs_what_it_says():
+    generator = torch.Generator().manual_seed(0)
+    named = {
+        f"model.layers.{index}.a": nn.Parameter(torch.randn(1024, 1536, generator=generator)) for index in range(6)
+    }
+    optimizer = Muon(named, SETTINGS)
+    assert sum(item.nbytes for item in optimizer.state().values()) == sum(item.nbytes for item in named.values())
+    for item in named.values():
+        item.grad = torch.randn(item.shape, generator=generator)
+    existing = [*named.values(), *(item.grad for item in named.values()), *optimizer.state().values()]
+    with _Allocations(existing) as allocations:
+        optimizer.step(0.01)
+    assert 0.5 * optimizer.step_bytes < allocations.most <= optimizer.step_bytes
+
+
+class _Allocations(TorchDispatchMode):
+    """The bytes of tensors that exist at the same time at most, of those that operations in the block make.
+
+    Args:
+        existing: tensors that do not count.
+    """
+
+    def __init__(self, existing):
+        super().__init__()
+        self._existing = {item.untyped_storage().data_ptr() for item in existing}
+        self._alive, self.most = {}, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        for item in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(item, torch.Tensor) and item.untyped_storage().data_ptr() not in self._existing:
+                storage = item.untyped_storage()
+                self._alive.setdefault(storage.data_ptr(), (StorageWeakRef(storage), storage.nbytes()))
+        self._alive = {key: value for key, value in self._alive.items() if not value[0].expired()}
+        self.most = max(self.most, sum(size for _, size in self._alive.values()))
+        return result

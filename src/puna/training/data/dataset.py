@@ -7,6 +7,7 @@ import marshal
 import tempfile
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -21,30 +22,40 @@ _IN_MEMORY = 2**26
 """Bytes of tokens after which they are moved to a temporary file (TMPDIR chooses its folder)."""
 
 
-class Dataset:
-    """Examples by index. In memory are 20 bytes per example, and up to 64 MB of tokens.
+class _Stored(ABC):
+    """Examples whose lengths are known.
 
     Attributes:
         lengths: (n,) tokens of each example.
         total_weights: (n,) summed weight of the tokens of each example.
     """
 
+    lengths: NDArray[np.int32]
+    total_weights: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Example: ...
+
+    def longest(self) -> Example:
+        """Returns the example with the most tokens."""
+        return self[int(np.argmax(self.lengths))]
+
+
+class Dataset(_Stored):
+    """Examples by index. In memory are 20 bytes per example, and up to 64 MB of tokens."""
+
     def __init__(self, store: _Store) -> None:
         self._store = store
         self.lengths = np.array(store.lengths, np.int32)
         self.total_weights = np.array(store.total_weights, np.float64)
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
     def __getitem__(self, index: int) -> Example:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return self._store.read(int(index) % len(self))
-
-    def longest(self) -> Example:
-        """Returns the example with the most tokens."""
-        return self[int(np.argmax(self.lengths))]
 
     def digest(self) -> str:
         """Returns the SHA-256 of all ids, weights and labels in their order, in hexadecimal digits."""
@@ -122,7 +133,7 @@ def _as_label(label: Any) -> Label:
     return tuple(label) if isinstance(label, list) else label
 
 
-class Subset:
+class Subset(_Stored):
     """Some examples of a data set, in the given order."""
 
     def __init__(self, examples: Dataset, indices: Sequence[int] | NDArray[np.int64]) -> None:
@@ -130,15 +141,8 @@ class Subset:
         self.lengths = examples.lengths[self._indices]
         self.total_weights = examples.total_weights[self._indices]
 
-    def __len__(self) -> int:
-        return len(self._indices)
-
     def __getitem__(self, index: int) -> Example:
         return self._examples[int(self._indices[index])]
-
-    def longest(self) -> Example:
-        """Returns the example with the most tokens."""
-        return self[int(np.argmax(self.lengths))]
 
     def digest(self) -> str:
         """Returns the SHA-256 of the data set's digest and the indices, in hexadecimal digits."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from puna.errors import DataError, show
+from puna.errors import DataError, show, show_count
 from puna.tokenizer import PreTrainedTokenizerBase
 from puna.training.batch import Example
 from puna.training.data.dataset import Dataset, DatasetWriter
@@ -93,14 +93,16 @@ class Report:
             hint = "; `puna train classify` (task classify) learns labels" if certain_label(list(self.unused)) else ""
             notes.append(f"columns that are not used: {', '.join(map(show, self.unused[:20]))}{hint}")
         if self.truncated:
-            notes.append(f"{_rows(self.truncated)} truncated: {self.removed} tokens are not used; raise max_length")
+            rows = show_count(self.truncated, "row")
+            notes.append(f"{rows} truncated: {self.removed} tokens are not used; raise max_length")
         if self.unaligned:
+            rows = show_count(self.unaligned, "row")
             notes.append(
-                f"{_rows(self.unaligned)} (first: {self.first_unaligned}) with a token that contains the end of the "
+                f"{rows} (first: {self.first_unaligned}) with a token that contains the end of the "
                 "prompt and the beginning of the answer; begin answers with a space or a line end"
             )
         if self.bad_rows:
-            notes.append(f"{_rows(len(self.bad_rows))} left out; the first: {self.bad_rows[0]}")
+            notes.append(f"{show_count(len(self.bad_rows), 'row')} left out; the first: {self.bad_rows[0]}")
         return notes
 
 
@@ -202,7 +204,3 @@ def _count(report: Report, document: Document, tokens: Tokens, parts: list[Token
     if not tokens.is_aligned:
         report.unaligned += 1
         report.first_unaligned = report.first_unaligned or str(document.source)
-
-
-def _rows(count: int) -> str:
-    return f"{count} row{'s' * (count != 1)}"

@@ -30,6 +30,9 @@ from puna.training.batch import derived_seed
 from puna.training.settings import TrainingSettings
 from puna.training.settings.adapters import AdapterSettings
 
+VALUE_BYTES = 4
+"""Bytes of a trained value; its gradient and each of AdamW's two moments have as many: all are float32."""
+
 Feature = Literal[
     "low_rank", "magnitude", "dropout", "scalings", "bottlenecks", "token_rows", "prompt", "prefix", "weights"
 ]

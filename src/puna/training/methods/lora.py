@@ -27,12 +27,12 @@ from puna.training.methods.attach import (
     row_norms,
     trainable_parameter,
 )
-from puna.training.methods.base import LowRankParameters, Method, Trainable
+from puna.training.methods.base import VALUE_BYTES, LowRankParameters, Method, Trainable
 from puna.training.methods.targets import pattern_table, select_matrices, train_saved
 from puna.training.settings import TrainingSettings
 
-_TRAINED_BYTES = 16
-"""Bytes of a trained parameter with its gradient and AdamW's moments, float32."""
+_TENSORS = 4
+"""A value, its gradient and AdamW's moments."""
 
 
 class Lora(Method):
@@ -112,7 +112,7 @@ def _new_changes(trainable: Trainable, settings: TrainingSettings) -> dict[str, 
 
 def _check_memory(trained: int, rank: int) -> None:
     """Raises ConfigError if the memory that is available is not enough for a number of trained parameters."""
-    needed, available = trained * _TRAINED_BYTES, available_memory()
+    needed, available = trained * _TENSORS * VALUE_BYTES, available_memory()
     if available is not None and needed > available:
         raise ConfigError(
             f"rank {rank:,} needs {show_bytes(needed)} of memory for {trained:,} parameters, but "

@@ -21,6 +21,11 @@ class Optimizer(ABC):
 
     parameters: Mapping[str, nn.Parameter]
 
+    @property
+    def step_bytes(self) -> int:
+        """Bytes that a step needs at most, besides parameters, gradients and state, which exists before the first."""
+        return 0
+
     @abstractmethod
     def step(self, learning_rate: float, scale: float = 1.0) -> None:
         """Changes the parameters, using gradients times `scale` (clipping)."""

@@ -31,6 +31,12 @@ _RMS = 0.2
 
 _BUFFER = "momentum_buffer."
 
+_PART_VALUES = 1 << 22
+"""Values of the matrices that are orthogonalised together, unless one has more: 16 MB in float32."""
+
+_COPIES = 5
+"""Tensors of the size of these matrices that exist at the same time, at most."""
+
 
 class Muon(Optimizer):
     """Muon for the matrices of the layers; AdamW for embeddings, heads, norms and other parameters."""
@@ -41,7 +47,14 @@ class Muon(Optimizer):
         self._matrices = {name: item for name, item in parameters.items() if item.dim() == 2 and ".layers." in name}
         others = {name: item for name, item in parameters.items() if name not in self._matrices}
         self._others = AdamW(others, settings) if others else None
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers = {name: torch.zeros_like(item.detach()) for name, item in self._matrices.items()}
+
+    @property
+    def step_bytes(self) -> int:
+        """The memory of the matrices that are orthogonalised together, with intermediate results."""
+        largest = max((item.nbytes for item in self._matrices.values()), default=0)
+        total = sum(item.nbytes for item in self._matrices.values())
+        return _COPIES * max(largest, min(4 * _PART_VALUES, total))
 
     @torch.no_grad()
     def step(self, learning_rate: float, scale: float = 1.0) -> None:
@@ -52,21 +65,25 @@ class Muon(Optimizer):
                 by_shape[tuple(parameter.shape)].append(name)
         for shape, names in by_shape.items():
             rate = learning_rate * _RMS * math.sqrt(max(shape))
-            directions = orthogonalize(torch.stack([self._direction(name, scale) for name in names]))  # (N, R, C)
-            for name, direction in zip(names, directions, strict=True):
-                self._matrices[name].mul_(1 - learning_rate * self._decay).add_(direction, alpha=-rate)
+            count = max(1, _PART_VALUES // math.prod(shape))
+            for start in range(0, len(names), count):
+                part = names[start : start + count]
+                for name, direction in zip(part, orthogonalize(self._directions(part, scale)), strict=True):
+                    self._matrices[name].mul_(1 - learning_rate * self._decay).add_(direction, alpha=-rate)
         if self._others is not None:
             self._others.step(learning_rate, scale)
 
-    def _direction(self, name: str, scale: float) -> Tensor:
-        """Updates the moving mean of a matrix's gradients; returns Nesterov's direction, (R, C)."""
-        gradient = self._matrices[name].grad
-        assert gradient is not None
-        if scale != 1:
-            gradient = gradient * scale
-        buffer = self._buffers.setdefault(name, torch.zeros_like(gradient))
-        buffer.lerp_(gradient, 1 - self._momentum)
-        return gradient.lerp(buffer, self._momentum)
+    def _directions(self, names: list[str], scale: float) -> Tensor:
+        """Updates the moving means of the gradients of matrices; returns Nesterov's directions, (N, R, C)."""
+        first = self._matrices[names[0]]
+        directions = first.new_empty(len(names), *first.shape)
+        for name, direction in zip(names, directions, strict=True):
+            gradient, buffer = self._matrices[name].grad, self._buffers[name]
+            assert gradient is not None
+            torch.mul(gradient, scale, out=direction)
+            buffer.lerp_(direction, 1 - self._momentum)
+            direction.lerp_(buffer, self._momentum)
+        return directions
 
     def state(self) -> dict[str, Tensor]:
         """Returns the momentum of each matrix, and AdamW's state."""
@@ -75,9 +92,9 @@ class Muon(Optimizer):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restores a state exactly."""
-        self._buffers = {
-            name.removeprefix(_BUFFER): value.clone() for name, value in state.items() if name.startswith(_BUFFER)
-        }
+        for name in self._buffers:
+            if f"{_BUFFER}{name}" in state:
+                self._buffers[name] = state[f"{_BUFFER}{name}"].clone()
         if self._others is not None:
             self._others.load_state({name: item for name, item in state.items() if not name.startswith(_BUFFER)})
 

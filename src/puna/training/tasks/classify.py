@@ -40,6 +40,11 @@ class Classify(Task):
         """Returns the examples of the training data, which determine the labels."""
         examples = read_labelled(data, settings, tokenizer, progress=self.progress)
         self._labels = examples.labels
+        if settings.problem == "auto" and self._labels.problem == "regression":
+            self.notes = (
+                "problem: the labels are numbers, some of them with a fraction, so that this is a regression; if they "
+                "are names of classes, set problem to single",
+            )
         self._weights = _class_weights(examples, settings)
         return examples
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from puna.errors import ConfigError, DataError, show, suggestion
+from puna.errors import ConfigError, DataError, show, show_count, suggestion
 from puna.training.batch import Label, Source
 from puna.training.data.label_columns import LABEL, TEXT, columns_by_values, likely_columns
 from puna.training.data.readers.rows import Row
@@ -193,11 +193,12 @@ class Labels:
                 raise ConfigError(f"labels is {show(settings.labels)}; each name may occur once")
             return cls(problem, settings.labels)
         several = problem == "multi_label_classification"
-        found: set[str] = set()
+        found: dict[str, Source] = {}
         for value, source in entries:
             with suppress(*[DataError] if settings.bad_rows == "skip" else []):
-                found.update((_names if several else _name)(value, source))
-        names = _sorted(found)
+                for name in (_names if several else _name)(value, source):
+                    found.setdefault(name, source)
+        names = _sorted(_without_missing(found, settings.bad_rows))
         if not several and len(names) == len(entries) >= _MIN_DISTINCT:
             raise DataError(
                 f"all {len(names)} rows have different values in {show(column)}; choose the column with the label "
@@ -216,7 +217,9 @@ class Labels:
         if self.problem == "regression":
             numbers = _numbers(value, source)
             if len(numbers) != len(self.names):
-                raise DataError(f"{source}: the label has {len(numbers)} numbers; other rows have {len(self.names)}")
+                raise DataError(
+                    f"{source}: the label has {show_count(len(numbers), 'number')}; other rows have {len(self.names)}"
+                )
             return numbers[0] if len(numbers) == 1 else numbers
         if self.problem == "multi_label_classification":
             indices = {self._index(name, source) for name in _names(value, source)}
@@ -246,24 +249,50 @@ def _too_few(names: Sequence[str], entries: Sequence[tuple[Any, Source]], column
 
 
 def _guess(values: Iterable[Any]) -> Problem:
-    """Returns the problem that the forms of the labels suggest."""
+    """Returns the problem that the forms of the labels suggest.
+
+    Numbers, some of them with a fraction, are those of a regression, also if some are not finite: these are errors of
+    their rows, which would otherwise make all numbers names of classes.
+    """
     numbers = []
     for value in values:
         if isinstance(value, list | tuple) or (isinstance(value, str) and value.lstrip().startswith("[")):
             return "multi_label_classification"
-        numbers.append(_number(value))
-    if any(number is not None and not number.is_integer() for number in numbers) and None not in numbers:
-        return "regression"
-    return "single_label_classification"
+        numbers.append(_any_number(value))
+    has_fraction = any(number is not None and math.isfinite(number) and not number.is_integer() for number in numbers)
+    return "regression" if has_fraction and None not in numbers else "single_label_classification"
+
+
+def _any_number(value: Any) -> float | None:
+    """Returns the number that a value is or spells, also "nan" and "inf"; None for other values."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _number(value: Any) -> float | None:
     """Returns the finite number that a value is or spells."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
+    number = _any_number(value)
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _without_missing(names: Mapping[str, Source], bad_rows: str) -> set[str]:
+    """Returns names without "nan" and "inf" if all others are numbers, among which they mark missing values.
+
+    Raises:
+        DataError: there is such a name, and `bad_rows` is "error".
+    """
+    numbers = {name: _any_number(name) for name in names}
+    missing = [name for name, number in numbers.items() if number is not None and not math.isfinite(number)]
+    if None in numbers.values() or not missing:
+        return set(names)
+    if bad_rows == "error":
+        raise DataError(
+            f"{names[missing[0]]}: the label is {show(missing[0])}, but the others are numbers; correct or delete the "
+            "row, or name all labels with the setting labels if this is a class"
+        )
+    return set(names) - set(missing)
 
 
 def _numbers(value: Any, source: Source) -> tuple[float, ...]:
@@ -324,5 +353,7 @@ def _regression_names(
     count = len(_numbers(*entries[0]))
     names = settings.labels or ((column,) if count == 1 else tuple(f"{column} {index}" for index in range(count)))
     if len(names) != count:
-        raise ConfigError(f"labels has {len(names)} names, but {entries[0][1]} has {count} numbers")
+        raise ConfigError(
+            f"labels has {show_count(len(names), 'name')}, but {entries[0][1]} has {show_count(count, 'number')}"
+        )
     return names

@@ -10,7 +10,7 @@ from typing import IO
 
 import numpy as np
 
-from puna.errors import DataError, show
+from puna.errors import DataError, show, show_count
 from puna.files import reading_errors
 from puna.training.batch import Source
 from puna.training.data.readers.data_file import DataFile
@@ -42,8 +42,9 @@ class CsvFile(Rows):
         """Returns a row, all values of which are texts; raises DataError."""
         record, source = self._record(index + 1), self.source(index)
         if len(record) != len(self._names):
+            fields, columns = show_count(len(record), "field"), show_count(len(self._names), "column")
             raise DataError(
-                f"{source}: the row has {len(record)} fields, but the first row names {len(self._names)} columns "
+                f"{source}: the row has {fields}, but the first row names {columns} "
                 f"({', '.join(map(show, self._names))}); quote fields that contain {show(self._delimiter)}"
             )
         return Row(dict(zip(self._names, record, strict=True)), source)
