@@ -115,10 +115,15 @@ check: $(VENV)/.puna $(VENV)/.dev
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 	$(call build,native,$(RELEASE),all $(PROGRAMS))
 
+# Kernels that are always optimised.
+OPTIMISED := portable $(if $(filter kernels_emulated,$(PROGRAMS)),avx2,neon_dotprod)
+
 # Compares every kernel with its reference implementation, for every instruction set of this processor and, with fewer
-# cases, for emulated AVX-512, and the bits of a batch's results in all schedules.
+# cases, for emulated AVX-512, and the bits of a batch's results in all schedules. Optimised kernels must not define weak
+# symbols: the linker could use such a function, compiled for one instruction set, in all others.
 kernels: $(VENV)/.build
 	$(call build,native,$(RELEASE),$(PROGRAMS))
+	nm -A $(OPTIMISED:%=build/native/CMakeFiles/core.dir/csrc/kernels_%.cpp.o) > build/symbols && ! grep ' [uVW] ' build/symbols
 	build/native/schedules
 	build/native/kernels
 	$(if $(filter kernels_emulated,$(PROGRAMS)),build/native/kernels_emulated quick)
