@@ -178,13 +178,18 @@ int32_t puna_train_cross_entropy(int32_t threads, uint16_t* logits, int64_t rows
 }
 
 int32_t puna_train_decode(int32_t threads, int32_t format, const uint8_t* blocks, int64_t rows, int64_t cols,
-                          uint16_t* out) {
+                          uint16_t* out, float* wide) {
     const puna::BlockDecoder decoder = kernels.decoder(format);
-    if (!decoder.decode || cols % decoder.values) return PUNA_FAILED;
+    if (!decoder.decode || decoder.values > puna::kMaxBlockValues || cols % decoder.values) return PUNA_FAILED;
     const int64_t count = cols / decoder.values;
     return each_row(threads, rows, [=](int64_t r) noexcept {
-        for (int64_t i = 0; i < count; ++i)
-            decoder.decode(blocks + (r * count + i) * decoder.bytes, out + r * cols + i * decoder.values);
+        uint16_t values[puna::kMaxBlockValues];
+        for (int64_t i = 0; i < count; ++i) {
+            const uint8_t* block = blocks + (r * count + i) * decoder.bytes;
+            const int64_t at = r * cols + i * decoder.values;
+            decoder.decode(block, wide ? values : out + at);
+            if (wide) kernels.widen(values, decoder.values, wide + at);
+        }
     });
 }
 
@@ -220,7 +225,9 @@ int32_t puna_train_squares(int32_t threads, const float* const* tensors, const i
 
 void puna_train_openmp(puna_openmp) {}
 void puna_train_bf16(int32_t) {}
-int32_t puna_train_decode(int32_t, int32_t, const uint8_t*, int64_t, int64_t, uint16_t*) { return PUNA_FAILED; }
+int32_t puna_train_decode(int32_t, int32_t, const uint8_t*, int64_t, int64_t, uint16_t*, float*) {
+    return PUNA_FAILED;
+}
 int32_t puna_train_squares(int32_t, const float* const*, const int64_t*, int32_t, double*) { return PUNA_FAILED; }
 int32_t puna_train_attention(const puna_attention*) { return PUNA_FAILED; }
 int32_t puna_train_attention_backward(const puna_attention*) { return PUNA_FAILED; }

@@ -18,6 +18,8 @@ struct TrainAttention {
     uint16_t* grad_qkv;
 };
 
+constexpr int64_t kMaxBlockValues = 256;
+
 // Decodes one block of a weight format to bf16; null for formats without a decoder.
 struct BlockDecoder {
     int64_t bytes, values;
@@ -50,6 +52,8 @@ struct TrainKernels {
     double (*cross_entropy)(uint16_t* logits, int64_t vocab, int64_t target, float factor, bool train, float* scratch);
     // Returns the decoder of a format of formats.h.
     BlockDecoder (*decoder)(int32_t format);
+    // Widens `count` values, a multiple of 16.
+    void (*widen)(const uint16_t* x, int64_t count, float* out);
     // Returns the sum of squares of `count` floats, added in float32; for at most some ten thousand values.
     double (*squares)(const float* x, int64_t count);
 };

@@ -53,6 +53,7 @@ extern const TrainKernels kTrainAvx2 = {
     .rotate = train_avx2::rotate,
     .cross_entropy = train_avx2::cross_entropy,
     .decoder = train_avx2::decoder,
+    .widen = train_avx2::widen_row,
     .squares = train_avx2::squares,
 };
 

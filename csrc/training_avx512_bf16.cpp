@@ -318,6 +318,7 @@ extern const TrainKernels kTrainBf16 = {
     .rotate = train_bf16::rotate,
     .cross_entropy = train_bf16::cross_entropy,
     .decoder = train_bf16::decoder,
+    .widen = train_bf16::widen_row,
     .squares = train_bf16::squares,
 };
 

@@ -9,6 +9,10 @@ PUNA_INLINE float widen_one(uint16_t value) {
     return out;
 }
 
+static void widen_row(const uint16_t* x, int64_t count, float* out) {
+    for (int64_t i = 0; i < count; i += kLanes) store(out + i, widen(x + i));
+}
+
 static float inverse_rms(const uint16_t* x, float eps, int64_t cols) {
     f32x16 sum = broadcast(0.0f);
     for (int64_t i = 0; i < cols; i += kLanes) {

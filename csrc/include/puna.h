@@ -336,9 +336,10 @@ PUNA_API int32_t puna_train_rotate(int32_t threads, uint16_t* x, int64_t stride,
 /* losses[row] = factors[row] * cross-entropy; if `train`, the gradients replace the logits. */
 PUNA_API int32_t puna_train_cross_entropy(int32_t threads, uint16_t* logits, int64_t rows, int64_t vocab,
                                           const int64_t* targets, const float* factors, int32_t train, double* losses);
-/* Decodes rows of Q4_0, Q4_1, Q8_0, Q4_K, Q5_K or Q6_K blocks to bf16; fails for other formats. */
+/* Decodes rows of Q4_0, Q4_1, Q8_0, Q4_K, Q5_K or Q6_K blocks to bf16; fails for other formats. If `wide` is not NULL,
+   it receives the same values as float32, and `out` is not used. */
 PUNA_API int32_t puna_train_decode(int32_t threads, int32_t format, const uint8_t* blocks, int64_t rows, int64_t cols,
-                                   uint16_t* out);
+                                   uint16_t* out, float* wide);
 /* Writes the sum of squares of `count` tensors of floats; it does not depend on the number of threads. */
 PUNA_API int32_t puna_train_squares(int32_t threads, const float* const* tensors, const int64_t* counts, int32_t count,
                                     double* sum);

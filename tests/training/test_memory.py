@@ -10,7 +10,8 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 
-from puna.training.memory import kept_memory
+from puna.native.memory import resident_memory
+from puna.training.memory import kept_memory, return_free_memory
 
 HAS_GLIBC = hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
 
@@ -43,3 +44,21 @@ def test_freed_memory_is_used_again_without_page_faults():
     assert kept < 100
     assert afterwards >= 32  # pages of 2 MB, or of 4 KB
     assert small < 100
+
+
+def free_memory_between_blocks():
+    """Bytes of the process that `return_free_memory` returns, of 64 MB that are free between used blocks."""
+    with kept_memory():
+        blocks = [np.ones(1 << 17, np.float64) for _ in range(128)]  # 1 MB each
+        del blocks[::2]
+        before = resident_memory()
+        return_free_memory()
+        after = resident_memory()
+        assert all(block.all() for block in blocks)
+    return before - after
+
+
+@pytest.mark.skipif(not HAS_GLIBC, reason="the C library is not glibc")
+def test_free_memory_between_used_blocks_is_returned():
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        assert process.submit(free_memory_between_blocks).result() > 48 << 20

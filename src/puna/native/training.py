@@ -53,7 +53,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "puna_train_gated_backward": (_INT, _POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER),
     "puna_train_rotate": (_INT, _POINTER, _LONG, _LONG, _LONG, _LONG, _POINTER, _POINTER, _FLOAT),
     "puna_train_cross_entropy": (_INT, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _INT, _POINTER),
-    "puna_train_decode": (_INT, _INT, _POINTER, _LONG, _LONG, _POINTER),
+    "puna_train_decode": (_INT, _INT, _POINTER, _LONG, _LONG, _POINTER, _POINTER),
     "puna_train_squares": (_INT, _POINTER, _POINTER, _INT, _POINTER),
 }
 

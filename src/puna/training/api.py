@@ -28,7 +28,7 @@ from puna.training.forward.fused.frozen import ActivationCache, read_cache_size
 from puna.training.forward.fused.products import note_of_products
 from puna.training.limits import TimeLimit, check_context, read_limits
 from puna.training.loop import Loop
-from puna.training.memory import kept_memory
+from puna.training.memory import kept_memory, return_free_memory
 from puna.training.methods.base import Trainable
 from puna.training.methods.table import METHODS
 from puna.training.optimizers.schedules import warmup_notes
@@ -182,6 +182,7 @@ class _Run:
         if settings.sample_prompts and model.head != "lm":
             raise ConfigError("sample_prompts is set, but a classifier writes no text; omit it")
         self.observers += [] if limits[1] is None else [TimeLimit(limits[1])]
+        return_free_memory()
         forward = self._forward(settings)
         optimizer = OPTIMIZERS[settings.optimizer](self.trainable.parameters, settings)
         self.trainer = Trainer(self.task, self.trainable, forward, optimizer, self.tokenizer)

@@ -24,7 +24,8 @@ from puna.training.forward.fused.frozen import lowest_trained, read_cache_size
 from puna.training.forward.fused.products import product_dtype
 from puna.training.forward.fused.support import unsupported
 from puna.training.limits import read_limits
-from puna.training.methods.base import Trainable
+from puna.training.methods.base import VALUE_BYTES, Trainable
+from puna.training.methods.table import METHODS
 from puna.training.plan import Plan
 from puna.training.probe import Measurement, Pass
 from puna.training.report.durations import show_seconds
@@ -43,16 +44,9 @@ _SHORT_RUN = 5.0
 _SPREAD = 3.0
 """Standard deviations by which the largest step of a run exceeds the mean number of tokens."""
 
-_VARYING_BYTES = 256 << 20
-"""Maximum of the additional memory of steps with different numbers of tokens; at most that of the activations."""
-_VARYING_SHARE = 1 / 8  # standard deviation of these numbers, relative to their mean, that needs all this memory
-
-_GRADIENT_BYTES = 4
-"""Bytes of a gradient. Values, and AdamW's moments, are in memory before the first step; Muon's are not counted."""
-
 
 def limited(
-    settings: TrainingSettings, trainable: Trainable, plan: Plan, held_out: int, measure: Callable[[], Pass]
+    settings: TrainingSettings, trainable: Trainable, plan: Plan, held_out: int, measure: Callable[[bool], Pass]
 ) -> tuple[TrainingSettings, Estimate, list[str]]:
     """Returns settings that respect `max_memory` and `max_time`, the estimate with them, and the choices in words.
 
@@ -62,7 +56,8 @@ def limited(
         trainable: the loaded model.
         plan: the documents of the run.
         held_out: number of documents of an evaluation.
-        measure: measures a forward and backward pass; called unless the run is short, or exceeds the memory.
+        measure: measures a forward and backward pass. Its argument is whether the speed is measured as well, which is
+            not worth its time before a short run, and needs more memory.
 
     Raises:
         ConfigError: a limit is not valid, or the run does not fit in memory.
@@ -74,8 +69,8 @@ def limited(
     examples = [plan.examples[int(index if plan.subset is None else plan.subset[index])] for index in indices]
     is_fused = settings.forward != "reference" and unsupported(trainable) is None
     work = work_of(
-        trainable.model, trainable.parameters, examples, settings,
-        steps=plan.steps, documents=plan.documents, evaluated=held_out, is_fused=is_fused,
+        trainable, examples, settings, steps=plan.steps, documents=plan.documents, evaluated=held_out,
+        is_fused=is_fused, longest=min(len(plan.examples.longest().ids), settings.max_length),
     )  # fmt: skip
     work = replace(work, frozen_layers=lowest_trained(trainable))
     if (size := read_cache_size(settings.activation_cache)) is not None:
@@ -85,11 +80,11 @@ def limited(
     checkpointing = settings.gradient_checkpointing or work.is_served
     is_long = work.seconds(speed, checkpointing) > _SHORT_RUN
     fits = memory is None or estimate(work, settings, measurement).memory <= memory
-    if fits and (is_long or seconds is not None):
-        result = measure()
-        if not checkpointing and (expected := work.kept_bytes(result.batch.tokens)):
-            work = replace(work, kept_factor=work.kept_factor * result.kept / expected)
-        measurement = _measured(work, settings, result)
+    result = measure(fits and (is_long or seconds is not None))
+    weights = work.weight_bytes(work.computed(result.batch))
+    if not checkpointing and (expected := work.kept_bytes(work.computed(result.batch)) - weights):
+        work = replace(work, kept_factor=work.kept_factor * max(0.0, result.kept - weights) / expected)
+    measurement = _measured(work, settings, result, speed)
     settings, notes = fit(work, settings, measurement, memory, seconds)
     if settings.steps is not None and settings.steps < work.steps:
         work = work.shortened(settings.steps)
@@ -108,17 +103,19 @@ def _shortage(needed: int) -> list[str]:
     ]
 
 
-def _measured(work: Work, settings: TrainingSettings, result: Pass) -> Measurement:
-    """Returns the speed and memory of a pass."""
+def _measured(work: Work, settings: TrainingSettings, result: Pass, speed: float) -> Measurement:
+    """Returns the memory of a pass and its speed; `speed`, that of a matrix product, if it was not measured."""
     batch, checkpointing = result.batch, settings.gradient_checkpointing or work.is_served
-    squares = sum(length**2 for length in batch.lengths)
+    squares = sum((length + work.virtual) ** 2 for length in batch.lengths)
     count = len(batch.lengths)
     supervised = 0 if batch.labels is not None else int(np.count_nonzero(batch.weights))
+    memory = work.trained * VALUE_BYTES + work.pass_bytes(work.computed(batch), supervised, checkpointing)
+    base = result.memory - round(memory)
+    if result.seconds is None:
+        return Measurement(speed, base=base, step=result.step)
     own = replace(work, tokens=batch.tokens / count, supervised=supervised / count, attended=squares / count)
-    memory = work.trained * _GRADIENT_BYTES + work.head_bytes
-    base = result.memory - memory - round(work.activation_bytes(batch.tokens, checkpointing))
     operations = own.training_operations(checkpointing) - (own.frozen_operations() if own.cached_documents else 0)
-    return Measurement(operations * count / result.seconds, batch.tokens, base)
+    return Measurement(operations * count / result.seconds, batch.tokens, base, result.step)
 
 
 @dataclass(frozen=True)
@@ -155,16 +152,16 @@ def estimate(work: Work, settings: TrainingSettings, measurement: Measurement, b
     checkpointing, speed = settings.gradient_checkpointing or work.is_served, measurement.speed
     optimizer = work.trained * OPTIMIZER_BYTES / OPTIMIZER_SPEED * work.steps / max(work.documents, 1)
     each = work.training_operations(checkpointing) / speed + optimizer
-    tokens, spread = work.longest, 0.0
+    tokens, documents, mean = work.longest, 1.0, max(work.tokens, 1.0)
     if settings.packing:
-        spread = math.sqrt(max(0.0, work.attended - work.tokens**2) * settings.batch_size)
-        whole = round(settings.batch_size * max(work.tokens, 1.0) + _SPREAD * spread) or 1
+        spread = math.sqrt(max(0.0, work.attended - (work.tokens + work.virtual) ** 2) * settings.batch_size)
+        whole = round(settings.batch_size * mean + _SPREAD * spread) or 1
         tokens = min(max(settings.micro_batch_tokens, work.longest), whole)
+        documents = tokens / mean
     own = next(value for value in (base, measurement.base, resident_memory()) if value is not None)
-    activations = work.activation_bytes(max(tokens, 1), checkpointing)
-    varying = min(1.0, spread / (_VARYING_SHARE * settings.batch_size * max(work.tokens, 1.0)))
-    activations += varying * min(activations, _VARYING_BYTES)
-    needed = own + work.cache_bytes + work.trained * _GRADIENT_BYTES + work.head_bytes + activations
+    computed, supervised = tokens + work.virtual * documents, tokens * min(1.0, work.supervised / mean)
+    activations = work.pass_bytes(computed, supervised, checkpointing, measurement.step)
+    needed = own + work.cache_bytes + work.trained * VALUE_BYTES + activations
     memory = round(max(needed, peak_memory() if base is None else 0))
     return Estimate(work.seconds(speed, checkpointing), memory, work.tokens / each, measurement.tokens)
 
@@ -226,9 +223,18 @@ def _fit_memory(
             tokens = max(work.longest, tokens // 2)
     raise ConfigError(
         f"max_memory is {show_bytes(memory)}, but this run needs at least {show_bytes(needed)}, with one document per "
-        f"forward pass and recomputed activations. Lower max_length ({settings.max_length}) or rank, or use a "
-        "quantised model with the method qlora"
+        f"forward pass and recomputed activations. {_remedy(settings)}"
     )
+
+
+def _remedy(settings: TrainingSettings) -> str:
+    """Returns what lowers the memory of a run, of the settings that its method uses."""
+    method = METHODS[settings.method]
+    names = [name for name in ("rank", "virtual_tokens", "bottleneck_size") if name in method.options]
+    text = f"Lower {' or '.join(f'{name} ({getattr(settings, name)})' for name in ('max_length', *names))}"
+    if settings.task == "pretrain" or settings.quantized or method.keep_quantized:
+        return text
+    return f"{text}, or use a quantised model with the method qlora"
 
 
 def _fit_time(

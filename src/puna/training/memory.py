@@ -33,6 +33,15 @@ def keep_memory() -> None:
         _request_huge_pages(library)
 
 
+def return_free_memory() -> None:
+    """Returns pages between used blocks to the system, such as those that were needed to read data and the model.
+
+    The free memory at the end of the heap stays, and the next step uses it. Does nothing without glibc.
+    """
+    if (library := _glibc()) is not None:
+        library.malloc_trim(ctypes.c_size_t(-1))  # more than the end of any heap has
+
+
 @contextmanager
 def kept_memory() -> Iterator[None]:
     """Calls `keep_memory`; afterwards sets the largest values that glibc would choose, and returns free memory."""

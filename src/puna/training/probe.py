@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -20,6 +21,9 @@ _TOKENS = 512
 _FEW_TOKENS = 128
 """Tokens of short documents that say too little: the next long document is measured instead of them."""
 
+_LEAST_TOKENS = 64
+"""Tokens of a pass of which only the memory is measured: the end of one document, where answers are."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -29,11 +33,13 @@ class Measurement:
         speed: operations per second.
         tokens: tokens of the measured pass; 0 if only a matrix product was measured.
         base: bytes of the process after the pass, without its activations and gradients; None if it was not measured.
+        step: bytes that a step of the optimizer needs for a moment.
     """
 
     speed: float
     tokens: int = 0
     base: int | None = None
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,29 +48,46 @@ class Pass:
 
     Attributes:
         batch: its documents.
-        seconds: its time; that of the second pass, since libraries compile code in the first.
+        seconds: its time; that of the second pass, since libraries compile code in the first. None if it was too
+            small to be representative.
         memory: bytes of the process after it.
         kept: bytes that autograd kept for the backward pass, without those of the model and its parameters.
+        step: bytes that a step of the optimizer needs for a moment.
     """
 
     batch: Batch
-    seconds: float
+    seconds: float | None
     memory: int
     kept: int
+    step: int = 0
 
 
-def measure_pass(trainer: Trainer, plan: Plan) -> Pass:
-    """Returns a measured pass of the first documents of a run, which changes no parameter and no random state."""
-    batch = Batch.of(_measured_documents(plan), derived_seed(plan.settings.seed, 0))
+def measure_pass(trainer: Trainer, plan: Plan, with_speed: bool = True) -> Pass:
+    """Returns a measured pass of the first documents of a run, which changes no parameter and no random state.
+
+    Args:
+        with_speed: measure the time of a second pass. Otherwise one pass has few tokens.
+    """
+    documents = _measured_documents(plan) if with_speed else [_end(next(plan.first_documents()))]
+    batch = Batch.of(documents, derived_seed(plan.settings.seed, 0))
     kept = _KeptBytes(trainer)
-    for hooks in (saved_tensors_hooks(kept.add, lambda tensor: tensor), nullcontext()):
+    seconds = None
+    contexts: list[AbstractContextManager[Any]] = [saved_tensors_hooks(kept.add, lambda tensor: tensor)]
+    for hooks in contexts + [nullcontext()] * with_speed:
         started = time.perf_counter()
         with hooks:
             trainer.forward_backward(batch, 1 / max(trainer.task.weight(batch), 1.0))
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started if with_speed else None
         memory = resident_memory()
         trainer.optimizer.zero_gradients()
-    return Pass(batch, seconds, memory, kept.total)
+    return Pass(batch, seconds, memory, kept.total, trainer.optimizer.step_bytes)
+
+
+def _end(example: Example) -> Example:
+    """Returns the last tokens of a document."""
+    weights = example.weights[-_LEAST_TOKENS:].copy()
+    weights[0] = 0  # nothing precedes it
+    return replace(example, ids=example.ids[-_LEAST_TOKENS:], weights=weights)
 
 
 def _measured_documents(plan: Plan) -> list[Example]:

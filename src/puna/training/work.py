@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from puna.config import LlamaConfig
-from puna.training.batch import Example
+from puna.model.quantized import QuantLinear
+from puna.training.batch import Batch, Example
+from puna.training.forward.fused.attention import GROUP_SCORES, QUERIES, SCORE_COPIES
+from puna.training.forward.fused.head import chunk_rows as head_rows
 from puna.training.forward.fused.products import product_dtype
+from puna.training.forward.reference import chunk_rows as reference_rows
+from puna.training.methods.base import Trainable
 from puna.training.settings import TrainingSettings
 
 OPTIMIZER_BYTES, OPTIMIZER_SPEED = 28, 8e9
 """Bytes of a trained parameter that a step of AdamW reads and writes, and bytes per second."""
 
-_HEAD_BYTES = 64 << 20
-"""Memory of the chunk of logits that exists at one time, with its gradient."""
+_REFERENCE_LOGITS = 6
+"""Float32 copies of a chunk of logits in the reference forward pass: probabilities, gradients and conversions."""
+
+_HEAP_GAPS = 1.15
+"""Memory of activations that the reference forward pass keeps, relative to their size: values that are needed for a
+moment leave gaps between them. The fused one keeps them apart from the heap."""
 
 _REFERENCE_FACTOR = 3.0
 """Activations that autograd keeps in the reference forward pass, relative to the fused one, until they are measured."""
@@ -40,9 +48,15 @@ class Work:
         longest: tokens of the longest document that was read.
         evaluated: documents of all evaluations together.
         held_out: documents of the last evaluation, which does not depend on the number of steps.
+        virtual: tokens of a soft prompt, which precedes each document in the layers.
+        chunk_rows, logit_bytes: number of rows of logits that exist at the same time, and bytes of each; 0 without
+            logits.
         value_bytes: bytes of an activation.
         product_bytes: bytes of a value of a matrix product.
         kept_factor: kept activations, relative to `layer` in `kept_bytes`.
+        is_fused: whether the fused forward pass computes the run.
+        keeps_weights: whether all weights of attention are kept, as of documents in one row in the reference pass.
+        scales_outputs: whether the outputs of all matrices are scaled, as by DoRA.
         frozen_layers: number of the layers below the lowest that trains, through which no gradient flows.
         cached_documents: documents whose activations of these layers are computed once and kept; 0 without a cache.
         cache_limit: maximum bytes of these activations in memory.
@@ -62,9 +76,15 @@ class Work:
     longest: int
     evaluated: int = 0
     held_out: int = 0
+    virtual: int = 0
+    chunk_rows: int = 0
+    logit_bytes: int = 0
     value_bytes: int = 2
     product_bytes: int = 2
     kept_factor: float = 1.0
+    is_fused: bool = True
+    keeps_weights: bool = False
+    scales_outputs: bool = False
     frozen_layers: int = 0
     cached_documents: int = 0
     cache_limit: int = 0
@@ -75,10 +95,9 @@ class Work:
         """Share of the layers through which gradients flow."""
         return 1 - self.frozen_layers / self.config.num_hidden_layers
 
-    @property
-    def head_bytes(self) -> int:
-        """Memory of logits, which a classifier does not have."""
-        return _HEAD_BYTES if self.supervised else 0
+    def head_bytes(self, supervised: float) -> float:
+        """Returns the memory of the logits in a pass with a number of supervised tokens."""
+        return min(self.chunk_rows, supervised) * self.logit_bytes
 
     @property
     def cache_bytes(self) -> float:
@@ -98,7 +117,7 @@ class Work:
         """Returns the operations of the forward pass of a document; a multiplication and an addition are two."""
         config = self.config
         attention = 4 * config.num_attention_heads * config.head_dim * config.num_hidden_layers * self.attended / 2
-        return 2 * (self.matrices + self.added) * self.tokens + attention + self._head_operations()
+        return 2 * (self.matrices + self.added) * (self.tokens + self.virtual) + attention + self._head_operations()
 
     def frozen_operations(self) -> float:
         """Returns the operations of the layers without gradients in the forward pass of a document."""
@@ -114,7 +133,8 @@ class Work:
         as the forward pass. Checkpointing repeats the forward pass of the layers.
         """
         forward, head = self.forward_operations(), self._head_operations()
-        weights = 2 * (self.trained_matrices + self.added) * self.tokens + head * self.trains_head
+        trained = (self.trained_matrices + self.added) * (self.tokens + self.virtual)
+        weights = 2 * trained + head * self.trains_head
         layers = (forward - head) * self.trained_share
         return forward + head + layers + weights + (layers if checkpointing else 0.0)
 
@@ -135,35 +155,71 @@ class Work:
         evaluated = self.held_out + round((self.evaluated - self.held_out) * share)
         return replace(self, steps=steps, documents=round(self.documents * share), evaluated=evaluated)
 
-    def kept_bytes(self, tokens: int, checkpointing: bool = False) -> float:
+    def computed(self, batch: Batch) -> int:
+        """Returns the tokens of a batch in the layers, with those of soft prompts."""
+        return batch.tokens + self.virtual * len(batch.lengths)
+
+    def kept_bytes(self, tokens: float, checkpointing: bool = False) -> float:
         """Returns the memory of the activations that a forward pass of `tokens` tokens keeps for the backward pass."""
         config = self.config
         keys = config.num_key_value_heads * config.head_dim
         layer = (4 * config.hidden_size + 2 * keys + 2 * config.intermediate_size) * self.kept_factor
         layers = config.num_hidden_layers - self.frozen_layers
         kept = layers * config.hidden_size + layer if checkpointing else layers * layer
-        return tokens * self.value_bytes * kept
+        return tokens * self.value_bytes * kept + self.weight_bytes(tokens) / (max(layers, 1) if checkpointing else 1)
 
-    def activation_bytes(self, tokens: int, checkpointing: bool = False) -> float:
-        """Returns the memory of these activations, and of the gradients and recomputed values of one layer."""
-        working = 4 * self.config.intermediate_size * self.product_bytes
-        return self.kept_bytes(tokens, checkpointing) + tokens * working
+    def weight_bytes(self, tokens: float) -> float:
+        """Returns the memory of the weights of attention that a forward pass keeps."""
+        heads = self.config.num_attention_heads * (self.config.num_hidden_layers - self.frozen_layers)
+        return heads * tokens**2 * self.value_bytes if self.keeps_weights else 0.0
+
+    def pass_bytes(
+        self, tokens: float, supervised: float, checkpointing: bool = False, optimizer: float = 0.0
+    ) -> float:
+        """Returns the memory of a forward and backward pass.
+
+        Args:
+            tokens: in the layers.
+            supervised: tokens that have logits.
+            optimizer: memory of a step of the optimizer, for which that of the pass is used again.
+        """
+        count = 10 if self.scales_outputs else 4  # gradients and recomputed values of a layer
+        layer = tokens * count * self.config.intermediate_size * self.product_bytes
+        kept = self.kept_bytes(tokens, checkpointing) * (1 if self.is_fused else _HEAP_GAPS)
+        values = max(layer, self._attention_bytes(tokens)) + self.head_bytes(supervised)
+        return kept + max(values, optimizer)  # the heap keeps what one of them needed and another cannot use
+
+    def _attention_bytes(self, tokens: float) -> float:
+        """Returns the memory of the scores of documents of different lengths, where attention is not native."""
+        if self.product_bytes < torch.float32.itemsize:
+            return 0.0
+        rows, longest = self.config.num_attention_heads * QUERIES, min(self.longest, tokens)
+        return max(rows * longest, min(GROUP_SCORES, rows * tokens)) * torch.float32.itemsize * SCORE_COPIES
 
 
 def work_of(
-    model: Any, parameters: dict[str, Any], examples: Sequence[Example], settings: TrainingSettings,
-    *, steps: int, documents: int, evaluated: int, is_fused: bool,
+    trainable: Trainable, examples: Sequence[Example], settings: TrainingSettings,
+    *, steps: int, documents: int, evaluated: int, is_fused: bool, longest: int = 0,
 ) -> Work:  # fmt: skip
     """Returns the sizes of a run.
 
     Args:
-        model: the loaded model with its trainable parameters attached.
-        parameters: the trainable parameters by name.
+        trainable: the loaded model with its trainable parameters.
         examples: some documents of the data.
         evaluated: documents of one evaluation.
         is_fused: whether the fused forward pass computes the run.
+        longest: tokens of the longest document, if it is not among `examples`.
     """
     dtype: torch.dtype = getattr(torch, settings.dtype)
+    model, parameters = trainable.model, trainable.parameters
+    virtual, head = (0 if trainable.prompt is None else len(trainable.prompt)), model.get_output_embeddings()
+    vocabulary, rows, logits = model.config.vocab_size, 0, 0
+    if head is not None and is_fused:
+        rows = head_rows(vocabulary, product_dtype(dtype), isinstance(head, QuantLinear))
+        logits = vocabulary * product_dtype(dtype).itemsize
+    elif head is not None:
+        rows = reference_rows(vocabulary)
+        logits = vocabulary * (dtype.itemsize + _REFERENCE_LOGITS * torch.float32.itemsize)
     lengths = np.array([len(example.ids) for example in examples], np.float64)
     supervised = [0 if example.label is not None else int(np.count_nonzero(example.weights)) for example in examples]
     sizes = {name: item.numel() for name, item in parameters.items() if item.ndim == 2}
@@ -180,12 +236,18 @@ def work_of(
         documents=documents,
         tokens=float(lengths.mean()),
         supervised=sum(supervised) / len(supervised),
-        attended=float((lengths**2).mean()),
-        longest=int(lengths.max()),
+        attended=float(((lengths + virtual) ** 2).mean()),
+        longest=max(longest, int(lengths.max())),
         evaluated=evaluated * evaluations,
         held_out=evaluated,
+        virtual=virtual,
+        chunk_rows=rows,
+        logit_bytes=logits,
         value_bytes=dtype.itemsize,
         product_bytes=product_dtype(dtype).itemsize,
         kept_factor=1.0 if is_fused else _REFERENCE_FACTOR,
+        is_fused=is_fused,
+        keeps_weights=not is_fused and trainable.kind != "prefix",
+        scales_outputs="magnitude" in trainable.features,
         is_served=settings.forward == "served",
     )

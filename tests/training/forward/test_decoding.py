@@ -41,7 +41,7 @@ def test_matrices_have_the_bits_of_the_decoders_in_pytorch(form):
 def test_formats_without_a_decoder_are_refused():
     out = torch.empty(1, 32, dtype=torch.bfloat16)
     with pytest.raises(BackendError):
-        native.call("decode", 1, FORMATS["q5_0"].ggml_id, torch.zeros(22, dtype=torch.uint8), 1, 32, out)
+        native.call("decode", 1, FORMATS["q5_0"].ggml_id, torch.zeros(22, dtype=torch.uint8), 1, 32, out, None)
 
 
 def test_sums_of_squares_do_not_depend_on_threads():

@@ -56,15 +56,14 @@ def matrix(request, values):
 
 @pytest.fixture
 def few_values(monkeypatch):
-    """Panels of seven rows, which are dequantised by two rows at a time, in float32."""
+    """Panels of seven rows, in float32."""
     monkeypatch.setattr(matrices, "PANEL_VALUES", 7 * COLUMNS)
-    monkeypatch.setattr(matrices, "_PIECE_VALUES", 2 * COLUMNS)
     monkeypatch.setattr(products, "has_bf16_products", lambda: False)
 
 
 def test_panels_have_all_values_in_order(matrix, values, few_values):
     assert matrix.rows == ROWS
-    panels = list(matrix.panels())
+    panels = [(rows, panel.clone()) for rows, panel in matrix.panels()]
     assert [rows.start for rows, _ in panels] == [0, *(rows.stop for rows, _ in panels[:-1])]
     assert panels[-1][0].stop == ROWS and all(1 <= len(panel) == rows.stop - rows.start <= 7 for rows, panel in panels)
     assert torch.equal(torch.cat([panel for _, panel in panels]), values.float())

@@ -18,10 +18,16 @@ from torch.utils.checkpoint import checkpoint
 from puna.training.batch import Batch
 from puna.training.forward.float_products import float_products
 from puna.training.forward.rows import Supervised, decoder_of, positions, prepend, remove, with_noise
+from puna.training.memory import return_free_memory
 from puna.training.methods.base import Trainable
 
 CHUNK_LOGITS = 1 << 23
 """Maximum number of logits that exist at the same time: 32 MB in float32."""
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """Returns the number of rows of logits that exist at the same time."""
+    return max(1, CHUNK_LOGITS // vocabulary)
 
 
 class ReferenceForward:
@@ -52,10 +58,11 @@ class ReferenceForward:
     def losses(self, batch: Batch, scale: float) -> Tensor:
         """Returns the scalar sum over i of weights[i] * CE[i] * scale, float32."""
         hidden, tokens = self.hidden(batch), Supervised.of(batch)
+        return_free_memory()
         total = hidden.sum() * 0.0  # keeps the gradient function if no token is supervised
         head = self.trainable.model.get_output_embeddings()
         assert head is not None, "only language models have losses of tokens"
-        size = max(1, CHUNK_LOGITS // self.trainable.model.config.vocab_size)
+        size = chunk_rows(self.trainable.model.config.vocab_size)
 
         def chunk_loss(states: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
             return F.cross_entropy(head(states).float(), targets, reduction="none") @ weights

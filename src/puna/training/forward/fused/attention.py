@@ -28,8 +28,11 @@ WASTE = 1.25
 `SHORT` tokens."""
 
 SHORT = 32
-GROUP_SCORES = 1 << 24
-"""Maximum number of scores of a block: 64 MB in float32."""
+GROUP_SCORES = 1 << 22
+"""Maximum number of scores of a block, unless one document has more: 16 MB in float32."""
+
+SCORE_COPIES = 4
+"""Tensors of the size of the scores that exist at the same time: scores, weights and their gradients."""
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Blocks:
         in_use = self._users is not None and not self._users.expired()  # type: ignore[no-untyped-call]
         if self._memory is None or in_use or len(self._memory) < total:
             self._memory = None  # before more is taken
-            self._memory = _mapped(-(-total // _HUGE_PAGE) * _HUGE_PAGE)
+            self._memory = mapped(total)
         whole = torch.frombuffer(self._memory, dtype=torch.uint8, count=total)
         self._users = StorageWeakRef(whole.untyped_storage())  # type: ignore[no-untyped-call]
         return [Block(part.data) for part in torch.split(whole, sizes)]  # `data`: a version counter of its own
@@ -81,7 +81,9 @@ class Blocks:
         self._memory = None
 
 
-def _mapped(size: int) -> mmap.mmap:
+def mapped(size: int) -> mmap.mmap:
+    """Returns memory of at least `size` bytes, apart from the heap, which the system gets back with the last tensor."""
+    size = -(-size // _HUGE_PAGE) * _HUGE_PAGE
     if not hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(-1, size)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

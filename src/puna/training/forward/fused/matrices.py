@@ -8,6 +8,7 @@ Legend: T tokens, O outputs of all layers, I inputs.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -17,14 +18,11 @@ from torch import Tensor, nn
 from puna.formats.blocks import FORMATS
 from puna.model.quantized import PackedMatrix, QuantLinear
 from puna.native import training as native
+from puna.training.forward.fused.block import mapped
 from puna.training.forward.fused.products import product, product_dtype
 
-PANEL_VALUES = 1 << 22
-"""Values of a panel: 16 MB in float32."""
-
-_PIECE_VALUES = 1 << 20
-"""Values that are dequantised at one time if another type follows: 2 MB in bfloat16. The threads wait for each other
-after each piece: with an eighth of this size, QLoRA of SmolLM2 had 80 instead of 97 tokens/s (Zen 3)."""
+PANEL_VALUES = 1 << 21
+"""Values of a panel: 8 MB in float32."""
 
 
 class Matrix(Protocol):
@@ -36,7 +34,10 @@ class Matrix(Protocol):
         ...
 
     def panels(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yields consecutive rows and their values in the type of the products; do not keep them."""
+        """Yields consecutive rows and their values in the type of the products.
+
+        Do not keep values: the next ones may have the same memory.
+        """
         ...
 
 
@@ -96,17 +97,33 @@ class Packed:
 
     def panels(self) -> Iterator[tuple[slice, Tensor]]:  # noqa: D102
         dtype, columns = product_dtype(self._dtype), self._packed[0].columns
-        if dtype == self._dtype or self.rows <= _panel_rows(columns):
-            yield slice(0, self.rows), dequantize(self._packed, self._dtype, dtype)
+        if dtype == self._dtype:
+            yield slice(0, self.rows), dequantize(self._packed, dtype)
+            return
+        if self.rows <= _panel_rows(columns):
+            out = _panel(self.rows, columns, dtype)
+            _dequantize_all(self._packed, self._dtype, out)
+            yield slice(0, self.rows), out
             return
         start = 0
         for packed in self._packed:
             for rows in _slices(packed.rows, _panel_rows(columns)):
-                out = torch.empty(rows.stop - rows.start, columns, dtype=dtype)
+                out = _panel(rows.stop - rows.start, columns, dtype)
                 _dequantize_rows(packed, rows, self._dtype, out)
                 yield slice(start + rows.start, start + rows.stop), out
-                del out
             start += packed.rows
+
+
+_scratch = threading.local()
+
+
+def _panel(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Returns memory for a panel, (rows, columns): the same for all panels of a thread."""
+    size = rows * columns * dtype.itemsize
+    memory: Tensor = getattr(_scratch, "memory", torch.empty(0, dtype=torch.uint8))
+    if len(memory) < size:
+        memory = _scratch.memory = torch.frombuffer(mapped(size), dtype=torch.uint8)
+    return memory[:size].view(dtype).view(rows, columns)
 
 
 def product_with(x: Tensor, matrix: Matrix, out: Tensor | None = None) -> Tensor:
@@ -137,16 +154,17 @@ def product_with_rows(x: Tensor, matrix: Matrix) -> Tensor:
     return out
 
 
-def dequantize(matrices: Sequence[PackedMatrix], dtype: torch.dtype, stored: torch.dtype | None = None) -> Tensor:
-    """Returns the values of matrices with equal columns, their rows one after another, (O, I), rounded to `dtype`.
+def dequantize(matrices: Sequence[PackedMatrix], dtype: torch.dtype) -> Tensor:
+    """Returns the values of matrices with equal columns, their rows one after another, (O, I), rounded to `dtype`."""
+    out = torch.empty(sum(packed.rows for packed in matrices), matrices[0].columns, dtype=dtype)
+    _dequantize_all(matrices, dtype, out)
+    return out
 
-    Args:
-        stored: the type of the result; `dtype` if None.
-    """
-    out = torch.empty(sum(packed.rows for packed in matrices), matrices[0].columns, dtype=stored or dtype)
+
+def _dequantize_all(matrices: Sequence[PackedMatrix], dtype: torch.dtype, out: Tensor) -> None:
+    """Writes the values of matrices, rounded to `dtype`, to `out`, whose type may be wider."""
     for packed, rows in zip(matrices, torch.split(out, [packed.rows for packed in matrices]), strict=True):
         _dequantize_rows(packed, slice(0, packed.rows), dtype, rows)
-    return out
 
 
 def is_decoded(packed: PackedMatrix, dtype: torch.dtype) -> bool:
@@ -161,15 +179,11 @@ def _dequantize_rows(packed: PackedMatrix, rows: slice, dtype: torch.dtype, out:
     if not is_decoded(packed, dtype):
         out.copy_(packed.values(blocks, dtype))
         return
-    threads, form = torch.get_num_threads(), FORMATS[packed.format].ggml_id
-    if out.dtype == dtype:
-        native.call("decode", threads, form, blocks, *out.shape, out)
-        return
-    piece = torch.empty(max(1, _PIECE_VALUES // packed.columns), packed.columns, dtype=dtype)
-    for part in _slices(len(blocks), len(piece)):
-        values = piece[: part.stop - part.start]
-        native.call("decode", threads, form, blocks[part], *values.shape, values)
-        out[part] = values
+    is_narrow = out.dtype == dtype
+    native.call(
+        "decode", torch.get_num_threads(), FORMATS[packed.format].ggml_id, blocks, *out.shape,
+        out if is_narrow else None, None if is_narrow else out,
+    )  # fmt: skip
 
 
 def _panel_rows(columns: int) -> int:

@@ -27,6 +27,7 @@ from puna.training.forward.fused.matrices import Matrix, Stored, packed_head
 from puna.training.forward.fused.operations import Operations, normed_rows, operations_for
 from puna.training.forward.fused.projection import master_of
 from puna.training.forward.rows import Supervised, decoder_of, positions, prepend, remove, with_noise, without_last
+from puna.training.memory import return_free_memory
 from puna.training.methods.base import Trainable
 
 _UNIT = 32
@@ -138,7 +139,9 @@ class FusedForward:
         random = self.trainable.low_rank or self._noise  # dropout and noise depend on the number of tokens
         if not random and min(batch.lengths) > 1:
             batch, tokens = without_last(batch)
-        return cross_entropy(self.hidden(batch), weight, tokens, scale, matrix, self._operations)
+        hidden = self.hidden(batch)
+        return_free_memory()
+        return cross_entropy(hidden, weight, tokens, scale, matrix, self._operations)
 
     def head(self) -> tuple[Tensor | None, Matrix]:
         """Returns the parameter that receives the gradient of the head, (V, D), or None, and the values of the head."""
