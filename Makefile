@@ -115,27 +115,29 @@ check: $(VENV)/.puna $(VENV)/.dev
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 	$(call build,native,$(RELEASE),all $(PROGRAMS))
 
-# Kernels that are always optimised.
-OPTIMISED := portable $(if $(filter kernels_emulated,$(PROGRAMS)),avx2,neon_dotprod)
+# Object files of kernels that are always optimised.
+OPTIMISED := core.dir/csrc/kernels_portable $(if $(filter kernels_emulated,$(PROGRAMS)),\
+	core.dir/csrc/kernels_avx2 training.dir/csrc/training_avx2,core.dir/csrc/kernels_neon_dotprod)
 
 # Compares every kernel with its reference implementation, for every instruction set of this processor and, with fewer
 # cases, for emulated AVX-512, and the bits of a batch's results in all schedules. Optimised kernels must not define weak
 # symbols: the linker could use such a function, compiled for one instruction set, in all others.
 kernels: $(VENV)/.build
 	$(call build,native,$(RELEASE),$(PROGRAMS))
-	nm -A $(OPTIMISED:%=build/native/CMakeFiles/core.dir/csrc/kernels_%.cpp.o) > build/symbols && ! grep ' [uVW] ' build/symbols
+	nm -A $(OPTIMISED:%=build/native/CMakeFiles/%.cpp.o) > build/symbols
+	@! grep ' [uVW] ' build/symbols || { echo "make these functions static or PUNA_INLINE"; exit 1; }
 	build/native/schedules
 	build/native/kernels
 	$(if $(filter kernels_emulated,$(PROGRAMS)),build/native/kernels_emulated quick)
 
-# The same programs for 64-bit Arm, cross-compiled with Debian's g++-aarch64-linux-gnu and run by its qemu-user. -O1:
-# g++ needs two thirds of the time of -O2, and the kernels are tested as quickly under qemu.
+# The same programs for 64-bit Arm, cross-compiled with Debian's g++-aarch64-linux-gnu and run by its qemu-user. -O2:
+# g++ needs four times as long for the kernels with -O3.
 QEMU := timeout 900 qemu-aarch64 -L /usr/aarch64-linux-gnu
 arm: $(VENV)/.build
 	@command -v aarch64-linux-gnu-g++ qemu-aarch64 > /dev/null || \
 		{ echo "make arm needs: apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }
-	$(call build,arm,$(RELEASE) $(UNITY) -DPUNA_OPTIMISATION=-O1 -DCMAKE_CXX_FLAGS_RELEASE="-O1 -DNDEBUG" \
-		-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++,kernels schedules)
+	$(call build,arm,$(RELEASE) $(UNITY) -DPUNA_OPTIMISATION=-O2 -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+		-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++,kernels schedules)
 	$(QEMU) build/arm/kernels quick
 	$(QEMU) build/arm/schedules quick
 

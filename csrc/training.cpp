@@ -225,9 +225,7 @@ int32_t puna_train_squares(int32_t threads, const float* const* tensors, const i
 
 void puna_train_openmp(puna_openmp) {}
 void puna_train_bf16(int32_t) {}
-int32_t puna_train_decode(int32_t, int32_t, const uint8_t*, int64_t, int64_t, uint16_t*, float*) {
-    return PUNA_FAILED;
-}
+int32_t puna_train_decode(int32_t, int32_t, const uint8_t*, int64_t, int64_t, uint16_t*, float*) { return PUNA_FAILED; }
 int32_t puna_train_squares(int32_t, const float* const*, const int64_t*, int32_t, double*) { return PUNA_FAILED; }
 int32_t puna_train_attention(const puna_attention*) { return PUNA_FAILED; }
 int32_t puna_train_attention_backward(const puna_attention*) { return PUNA_FAILED; }

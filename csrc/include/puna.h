@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define PUNA_ABI_VERSION 6
+#define PUNA_ABI_VERSION 7
 
 /* Bits of puna_cpu_features(). A bit is set when the processor has the instructions and the operating system saves
  * their registers. */

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from puna.errors import BackendError, show
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 """PUNA_ABI_VERSION in csrc/include/puna.h."""
 
 MAX_THREADS = 256

@@ -1,4 +1,4 @@
-"""Memory that the C library keeps between steps, so that the system does not clear the same pages again in each."""
+"""What the C library keeps between steps, so that the system need not clear the same pages again, or returns."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from puna.training.forward.fused.block import mapped
-from puna.training.forward.fused.matrices import Matrix, product_with, product_with_rows
+from puna.training.forward.fused.matrices import Matrix, Packed, product_with, product_with_rows
 from puna.training.forward.fused.operations import Operations
 from puna.training.forward.fused.products import product, product_dtype, writes_products
 from puna.training.forward.rows import Supervised
@@ -20,7 +20,8 @@ CHUNK_BYTES = 100 << 20
 """Maximum size of the logits of a chunk. Products with 1,024 rows of SmolLM2 are a tenth faster than with 256."""
 
 SMALL_CHUNK_BYTES = 50 << 20
-"""The same for packed heads, which are chosen to save memory: 512 rows of SmolLM2, all of a usual pass."""
+"""The same for packed heads, which are chosen to save memory. In float32 on Zen 3, SmolLM2's head takes 2.6 ms of
+processor time per row with chunks of 25 MB, 2.3 ms with 50 MB and 2.0 ms with 100 MB."""
 
 UNIT = 32
 """The rows are padded to a multiple of this, with weight 0, so that oneDNN compiles code for few shapes."""
@@ -68,12 +69,11 @@ class _Function(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64)
         dtype = states.dtype
         size = chunk_rows(matrix.rows, dtype, weight is None)
-        memory = mapped(size * matrix.rows * dtype.itemsize)  # its gap in the heap would stay empty
-        whole = torch.frombuffer(memory, dtype=dtype, count=size * matrix.rows).view(size, matrix.rows)
+        chunk = _mapped_logits(min(size, len(states)), matrix, dtype) if isinstance(matrix, Packed) else None
         for start in range(0, len(states), size):
             rows = slice(start, start + size)
-            part = states[rows]
-            logits = product_with(part, matrix, whole[: len(part)] if writes_products(dtype) else None)  # (C, V)
+            count = min(size, len(states) - start)
+            logits = product_with(states[rows], matrix, None if chunk is None else chunk[:count])  # (C, V)
             total += operations.cross_entropy(
                 logits, targets[rows], weights[rows] * scale, train_hidden or train_weight
             )
@@ -83,7 +83,7 @@ class _Function(torch.autograd.Function):
                 part = product(logits.t(), states[rows].t())
                 weight_gradient = part.float() if weight_gradient is None else weight_gradient.add_(part)
             del logits
-        del whole, memory
+        del chunk
         ctx.save_for_backward(gradient, tokens.rows)
         ctx.weight_gradient = weight_gradient  # no activation: its size does not depend on the tokens
         ctx.tokens, ctx.dtypes = len(hidden), (hidden.dtype, None if weight is None else weight.dtype)
@@ -100,6 +100,17 @@ class _Function(torch.autograd.Function):
             full[rows] = (gradient[: ctx.count] * g.to(gradient.dtype)).to(full.dtype)
         gw = None if weight_gradient is None else weight_gradient.mul_(g).to(ctx.dtypes[1])
         return full, gw, None, None, None, None
+
+
+def _mapped_logits(rows: int, matrix: Packed, dtype: torch.dtype) -> Tensor | None:
+    """Returns memory apart from the heap for logits, (rows, V), or None if products cannot be written to it.
+
+    Logits on the heap would leave a gap that nothing else fills. The time to map it is small next to that of the head.
+    """
+    if not writes_products(dtype):
+        return None
+    count = rows * matrix.rows
+    return torch.frombuffer(mapped(count * dtype.itemsize), dtype=dtype, count=count).view(rows, matrix.rows)
 
 
 def _padded(tokens: Supervised) -> tuple[Tensor, Tensor, Tensor]:

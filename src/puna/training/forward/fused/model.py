@@ -23,7 +23,7 @@ from puna.training.forward.fused.block import Blocks
 from puna.training.forward.fused.frozen import ActivationCache, lowest_trained
 from puna.training.forward.fused.head import cross_entropy
 from puna.training.forward.fused.layer import FusedLayer, Pass
-from puna.training.forward.fused.matrices import Matrix, Stored, packed_head
+from puna.training.forward.fused.matrices import Matrix, Packed, Stored, packed_head
 from puna.training.forward.fused.operations import Operations, normed_rows, operations_for
 from puna.training.forward.fused.projection import master_of
 from puna.training.forward.rows import Supervised, decoder_of, positions, prepend, remove, with_noise, without_last
@@ -140,7 +140,8 @@ class FusedForward:
         if not random and min(batch.lengths) > 1:
             batch, tokens = without_last(batch)
         hidden = self.hidden(batch)
-        return_free_memory()
+        if isinstance(matrix, Packed):  # chosen to save memory; otherwise the pages would be needed again
+            return_free_memory()
         return cross_entropy(hidden, weight, tokens, scale, matrix, self._operations)
 
     def head(self) -> tuple[Tensor | None, Matrix]:
