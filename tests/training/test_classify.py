@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from puna import train
-from puna.errors import ConfigError, TrainingError
+from puna.errors import ConfigError, DataError, TrainingError
 from puna.tokenizer import load_tokenizer
 from puna.training.batch import Batch
 from puna.training.metrics import evaluate_labels
@@ -77,6 +77,20 @@ def test_loss_and_gradients_are_those_of_transformers(problem):
     for name in ("score.weight", "model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight"):
         gradient = dict(model.named_parameters())[name].grad
         torch.testing.assert_close(gradient, gradients[name].grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_advice_of_the_note_on_a_regression_makes_names_of_classes():
+    tokenizer = load_tokenizer(LAYOUTS["hf"])
+
+    def read(labels, problem):
+        task, data = Classify(), [{"text": "grass", "label": label} for label in labels]
+        return task.read(data, TrainingSettings.of({"problem": problem}), tokenizer).labels.names, task.notes
+
+    (note,) = read([1.5, 2.5], "auto")[1]
+    assert "set problem to single and write them as texts" in note
+    with pytest.raises(DataError, match="must be a name or a whole number"):
+        read([1.5, 2.5], "single")
+    assert read(["1.5", "2.5"], "single") == (("1.5", "2.5"), ())
 
 
 def test_the_head_has_the_labels_of_the_data():

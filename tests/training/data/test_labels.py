@@ -229,6 +229,9 @@ def test_sorted_labels_are_told_by_values(tokenizer, tmp_path):
         ("text,label\na,1.5\nb,z\n", {"problem": "regression"}, "line 3: the label is 'z'; .* must be a finite number"),
         ("text,label\na,1.5\nb,nan\n", {"problem": "regression"}, "line 3: the label is 'nan'"),
         ("text,label\na,1.5\nb,nan\nc,2.5\n", {}, "line 3: the label is 'nan'; .* must be a finite number"),
+        ("text,label\na,1.5\nb,\nc,2.5\n", {}, "line 3: the label is ''; .* Correct or delete the row, or set bad_"),
+        ("text,label\na,nan\nb,\n", {"problem": "regression", "bad_rows": "skip"}, "no row has a finite num.* 'label'"),
+        ("text,label\na,nan\nb,nan\n", {}, "all rows have the label 'nan'"),
         ("text,label\na,1\nb,0\nc,nan\nd,1\n", {}, "line 4: the label is 'nan', but the others are numbers; corr"),
         ("text,label\n" + "".join(f"t,l{n}\n" for n in range(20)), {}, "all 20 rows have different values in 'label'"),
         ("text,label\na,x\n,y\n", {"max_length": 2, "truncate": "error", "labels": ["x", "y"]}, None),
@@ -268,6 +271,27 @@ def test_missing_values_among_numbers_are_no_class(tokenizer):
     assert len(caught) == 1 and examples.labels.names == ("0", "1") and labels_of(examples) == [1, 0, 1]
     assert read(rows("yes", "nan", "no"), tokenizer).labels.names == ("nan", "no", "yes")
     assert read(rows("1", "nan"), tokenizer, labels=["1", "nan"]).labels.names == ("1", "nan")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([float("nan"), 1.5, 2.5], [1.5, 2.5]),
+        (["nan", "1.5", "2.5"], [1.5, 2.5]),
+        (["1.5", "", "2.5", " ", "1.5"], [1.5, 2.5, 1.5]),
+        ([1.5, None, 2.5], [1.5, 2.5]),
+        ([None, 1.5, 2], [1.5, 2.0]),
+    ],
+)
+def test_missing_values_of_a_regression_are_skipped_on_request(tokenizer, values, expected):
+    with pytest.warns(UserWarning, match="row skipped: .* must be a finite number") as caught:
+        examples = read(rows(*values), tokenizer, bad_rows="skip")
+    assert len(caught) == len(values) - len(expected)
+    assert examples.labels.problem == "regression" and labels_of(examples) == expected
+
+
+def test_values_that_are_not_finite_are_classes_if_there_are_no_numbers(tokenizer):
+    assert read(rows("nan", "inf"), tokenizer).labels.names == ("inf", "nan")
 
 
 def test_long_texts_are_truncated_with_a_warning(tokenizer):

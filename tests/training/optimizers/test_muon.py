@@ -96,6 +96,19 @@ def test_a_restored_state_continues_bit_for_bit():
     assert all(torch.equal(ours[name], copies[name]) for name in ours)
 
 
+def test_the_momentum_of_a_matrix_that_a_state_lacks_is_0():
+    named = parameters()
+    optimizer = Muon(named, SETTINGS)
+    set_gradients(named, 0)
+    optimizer.step(0.01)
+    state = {name: item.clone() for name, item in optimizer.state().items()}
+    lacking = f"{muon._BUFFER}model.layers.0.a"
+    optimizer.load_state({name: item for name, item in state.items() if name != lacking})
+    for name, item in optimizer.state().items():
+        assert torch.equal(item, torch.zeros_like(item) if name == lacking else state[name])
+    assert state[lacking].any()
+
+
 def test_matrices_are_orthogonalised_some_at_a_time_with_the_same_result(monkeypatch):
     results = []
     for values in (1 << 22, 24 * 40, 1):

@@ -91,10 +91,10 @@ class Muon(Optimizer):
         return {f"{_BUFFER}{name}": buffer for name, buffer in self._buffers.items()} | others
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restores a state exactly."""
-        for name in self._buffers:
-            if f"{_BUFFER}{name}" in state:
-                self._buffers[name] = state[f"{_BUFFER}{name}"].clone()
+        """Restores a state exactly; the momentum of a matrix that it lacks is 0."""
+        for name, buffer in self._buffers.items():
+            saved = state.get(f"{_BUFFER}{name}")
+            self._buffers[name] = torch.zeros_like(buffer) if saved is None else saved.clone()
         if self._others is not None:
             self._others.load_state({name: item for name, item in state.items() if not name.startswith(_BUFFER)})
 

@@ -43,7 +43,7 @@ class Classify(Task):
         if settings.problem == "auto" and self._labels.problem == "regression":
             self.notes = (
                 "problem: the labels are numbers, some of them with a fraction, so that this is a regression; if they "
-                "are names of classes, set problem to single",
+                "are names of classes, set problem to single and write them as texts (in JSON with quotation marks)",
             )
         self._weights = _class_weights(examples, settings)
         return examples

@@ -251,11 +251,13 @@ def _too_few(names: Sequence[str], entries: Sequence[tuple[Any, Source]], column
 def _guess(values: Iterable[Any]) -> Problem:
     """Returns the problem that the forms of the labels suggest.
 
-    Numbers, some of them with a fraction, are those of a regression, also if some are not finite: these are errors of
-    their rows, which would otherwise make all numbers names of classes.
+    Numbers, some of them with a fraction, are those of a regression, also if some are missing or not finite: these are
+    errors of their rows, which would otherwise make all numbers names of classes.
     """
     numbers = []
     for value in values:
+        if value is None or (isinstance(value, str) and not value.strip()):
+            continue
         if isinstance(value, list | tuple) or (isinstance(value, str) and value.lstrip().startswith("[")):
             return "multi_label_classification"
         numbers.append(_any_number(value))
@@ -278,14 +280,14 @@ def _number(value: Any) -> float | None:
 
 
 def _without_missing(names: Mapping[str, Source], bad_rows: str) -> set[str]:
-    """Returns names without "nan" and "inf" if all others are numbers, among which they mark missing values.
+    """Returns names without "nan" and "inf" if there are others, all numbers, among which they mark missing values.
 
     Raises:
         DataError: there is such a name, and `bad_rows` is "error".
     """
     numbers = {name: _any_number(name) for name in names}
     missing = [name for name, number in numbers.items() if number is not None and not math.isfinite(number)]
-    if None in numbers.values() or not missing:
+    if None in numbers.values() or len(missing) in (0, len(names)):
         return set(names)
     if bad_rows == "error":
         raise DataError(
@@ -299,7 +301,10 @@ def _numbers(value: Any, source: Source) -> tuple[float, ...]:
     items = _decoded(value)
     numbers = tuple(_number(item) for item in (items if isinstance(items, list | tuple) else [items]))
     if not numbers or None in numbers:
-        raise DataError(f"{source}: the label is {show(value)}; the label of a regression must be a finite number")
+        raise DataError(
+            f"{source}: the label is {show(value)}; the label of a regression must be a finite number. Correct or "
+            "delete the row, or set bad_rows to skip"
+        )
     return tuple(number for number in numbers if number is not None)
 
 
@@ -350,10 +355,18 @@ def _sorted(names: set[str]) -> tuple[str, ...]:
 def _regression_names(
     entries: Sequence[tuple[Any, Source]], settings: TrainingSettings, column: str
 ) -> tuple[str, ...]:
-    count = len(_numbers(*entries[0]))
+    for value, source in entries:
+        with suppress(*[DataError] if settings.bad_rows == "skip" else []):
+            count = len(_numbers(value, source))
+            break
+    else:
+        raise DataError(
+            f"no row has a finite number in the column {show(column)}; correct the rows, or name another column, for "
+            'example columns = {label = "score"}'
+        )
     names = settings.labels or ((column,) if count == 1 else tuple(f"{column} {index}" for index in range(count)))
     if len(names) != count:
         raise ConfigError(
-            f"labels has {show_count(len(names), 'name')}, but {entries[0][1]} has {show_count(count, 'number')}"
+            f"labels has {show_count(len(names), 'name')}, but {source} has {show_count(count, 'number')}"
         )
     return names
