@@ -11,11 +11,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import puna.training.estimate
+from puna.config import LlamaConfig
 from puna.errors import ConfigError
 from puna.model import LlamaForCausalLM
 from puna.training.batch import Batch, Example, Source
 from puna.training.estimate import _measured, estimate, fit, limited
 from puna.training.forward.choice import forward_for
+from puna.training.forward.fused import attention
 from puna.training.forward.fused.frozen import lowest_trained
 from puna.training.limits import read_limits
 from puna.training.methods.table import METHODS
@@ -24,14 +26,14 @@ from puna.training.probe import Measurement, _measured_documents, measure_pass
 from puna.training.report.durations import read_seconds
 from puna.training.settings import TrainingSettings
 from puna.training.trainer import Trainer
-from puna.training.work import Work, work_of
+from puna.training.work import Work, kept_scores, work_of
 from tests.golden.files import LAYOUTS
 from tests.training.tiny import PlainText
 
 LENGTHS = (48, 48, 48)
 
 
-def prepared(method: str, **options):
+def prepared(method: str, lengths: tuple[int, ...] = LENGTHS, **options):
     """Returns the settings, a model with its parameters, its forward pass, a batch, and the sizes of the work."""
     settings = TrainingSettings(model=str(LAYOUTS["hf"]), method=method, dtype="float32", batch_size=3, **options)
     model = LlamaForCausalLM.from_pretrained(settings.model, dtype=torch.float32)
@@ -39,7 +41,7 @@ def prepared(method: str, **options):
     forward = forward_for(trainable, settings.forward, settings.gradient_checkpointing)
     random = np.random.default_rng(0)
     examples = []
-    for length in LENGTHS:
+    for length in lengths:
         weights = np.ones(length, np.float32)
         weights[: length // 2] = 0
         examples.append(Example(random.integers(3, 200, length).astype(np.int32), weights, None, Source("x", 1)))
@@ -126,18 +128,22 @@ def test_a_memory_limit_chooses_smaller_passes_then_recomputed_activations():
 
 
 def test_a_pass_has_as_many_tokens_as_steps_of_different_documents_need():
-    """A single short document among equal ones, such as the end of a split text, needs almost no more memory."""
+    """A single short document among thousands of equal ones, such as the end of a text, needs almost no more memory."""
     own, settings = work(tokens=64.0, attended=64.0**2, longest=64)
     settings = settings.changed(batch_size=16, micro_batch_tokens=2 * 16 * 64)
-    deviations = (0.0, 1.0, 16.0, 32.0, 64.0)  # of the length of a document
+    single = 62 / 100  # of 2 tokens among 10,000 documents of 64
+    deviations = (0.0, single, 16.0, 32.0, 64.0)  # of the length of a document
     needed = [
         estimate(replace(own, attended=64.0**2 + value**2), settings, Measurement(1e9), base=0).memory
         for value in deviations
     ]
-    tokens = [16 * 64 + 3 * 4 * value for value in deviations]
-    same = own.trained * 4
-    for memory, count in zip(needed, tokens, strict=True):
-        assert memory - same == pytest.approx(own.pass_bytes(count, count / 2), rel=0.01)
+    activations = needed[0] - own.trained * 4
+    assert activations > 10**6
+    assert 0 < needed[1] - needed[0] < activations / 50
+    for memory, value in zip(needed, deviations, strict=True):  # 3 deviations of 16 documents: 12 of one
+        assert memory - own.trained * 4 == pytest.approx(activations * (1024 + 12 * value) / 1024, rel=0.01)
+    limited = settings.changed(micro_batch_tokens=16 * 64)
+    assert estimate(replace(own, attended=2 * 64.0**2), limited, Measurement(1e9), base=0).memory == needed[0]
 
 
 def test_limits_are_sizes_and_durations():
@@ -243,6 +249,80 @@ def test_a_pass_of_which_only_the_memory_is_measured_is_the_end_of_a_document():
     result = measure_pass(trainer, plan, with_speed=False)
     assert result.batch.ids.tolist() == list(range(39, 103)) and result.batch.weights.sum() == 63
     assert result.seconds is None and result.memory > 10**7
+
+
+@pytest.mark.parametrize(("lengths", "parts"), [((2, 100, 100), [2, 62]), ((63, 20), [63]), ((2, 3), [2, 3])])
+def test_short_documents_do_not_make_the_pass_of_the_memory_short(lengths, parts):
+    settings, _, trainable, forward, _, _ = prepared("lora")
+    trainer = Trainer(PlainText(), trainable, forward, AdamW(trainable.parameters, settings))
+    random = np.random.default_rng(0)
+    documents = [
+        Example(random.integers(3, 200, n).astype(np.int32), np.ones(n, np.float32), None, Source("x", 1))
+        for n in lengths
+    ]
+    plan = SimpleNamespace(settings=settings, first_documents=lambda: iter(documents))
+    batch = measure_pass(trainer, plan, with_speed=False).batch
+    assert list(batch.lengths) == parts
+    ends = [document.ids[-part:] for document, part in zip(documents, parts, strict=False)]
+    assert np.array_equal(batch.ids, np.concatenate(ends))
+
+
+@pytest.mark.parametrize(
+    ("method", "lengths", "options"),
+    [
+        ("lora", LENGTHS, {"forward": "reference"}),
+        ("lora", (144,), {"forward": "reference"}),
+        ("lora", (100, 44), {"forward": "reference", "layers": 1}),
+        ("prompt", (100, 44), {"forward": "reference", "virtual_tokens": 16}),
+        ("prefix", (144,), {"virtual_tokens": 1}),
+        ("lora", (100, 44), {}),
+    ],
+)
+def test_attention_keeps_what_pytorch_keeps(method, lengths, options):
+    """Masks or weights are square; those of prefixes also have the prefix."""
+    _, _, _, forward, batch, own = prepared(method, lengths, **options)
+    count, kept = own.computed(batch), {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim > 2 and tensor.shape[-2] == count and tensor.shape[-1] in (count, count + 1):
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = forward.losses(batch, 1.0)
+    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    loss.backward()
+    assert (total > 0) == ((len(lengths) > 1 or method == "prefix") and forward.name != "fused")
+    own = replace(own, frozen_layers=1) if "layers" in options else own
+    assert own.score_bytes(count, len(lengths)) == pytest.approx(total, rel=0.02)
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_attention_with_dropout_keeps_the_weights_of_all_heads(kv_heads):
+    state = torch.random.get_rng_state()
+    config = LlamaConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=kv_heads, attention_dropout=0.1)
+    for is_masked in (False, True):
+        assert kept_scores(config, torch.float32, is_masked) >= 2 * 4 * config.num_attention_heads
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_passes_have_blocks_of_scores_where_the_fused_pass_computes_them(monkeypatch):
+    monkeypatch.setattr(attention.native, "has_attention", lambda: False)
+    assert prepared("lora", (48, 20))[-1].has_scores
+    assert not prepared("lora", LENGTHS)[-1].has_scores  # of equal lengths
+    assert not prepared("lora", (48, 20), packing=False)[-1].has_scores
+    assert not prepared("lora", (48, 20), forward="reference")[-1].has_scores
+    monkeypatch.setattr(attention.native, "has_attention", lambda: True)
+    for dtype, width, expected in (
+        (torch.bfloat16, 64, attention.NativeAttention),
+        (torch.bfloat16, 24, attention.GroupedAttention),
+        (torch.float32, 64, attention.GroupedAttention),
+    ):
+        assert attention.attention_class(dtype, width, False) is expected
+        assert type(attention.attention_for(dtype, (5, 4), 4, 2, width)) is expected
+    own = prepared("prompt", (48, 20), virtual_tokens=16)[-1]
+    blocks = replace(own, longest=4000)._attention_bytes(8000)
+    assert blocks == own.config.num_attention_heads * 256 * (4000 + 16) * 4 * 4  # four copies in float32
 
 
 def test_what_a_pass_keeps_grows_with_its_tokens():

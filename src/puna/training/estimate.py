@@ -3,8 +3,8 @@
 Time is the number of operations divided by their speed in a forward and backward pass of the first documents (see
 `probe.py`), plus the time in which the optimizer reads and writes its values. For runs of a few seconds, the speed is
 that of a large matrix product: a lower bound of the time, which short documents and small models exceed several times.
-Memory is that of the process after this pass, or with the loaded model, with the gradients, and the activations of the
-largest forward pass in proportion to those that autograd kept in this pass.
+Memory is that of the process after a pass, with the gradients, and the activations of the largest forward pass in
+proportion to those that autograd kept in this pass, which has few tokens if the speed is not measured.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PRODUCT_SECONDS = 0.1
 """Time in which the speed of a matrix product is measured."""
 
 _SHORT_RUN = 5.0
-"""Seconds; runs whose lower bound is less are not measured, since a measurement takes as long as some steps."""
+"""Seconds; the speed of runs whose lower bound is less is not measured, which would take as long as some steps."""
 
 _SPREAD = 3.0
 """Standard deviations by which the largest step of a run exceeds the mean number of tokens."""
@@ -70,7 +70,7 @@ def limited(
     is_fused = settings.forward != "reference" and unsupported(trainable) is None
     work = work_of(
         trainable, examples, settings, steps=plan.steps, documents=plan.documents, evaluated=held_out,
-        is_fused=is_fused, longest=min(len(plan.examples.longest().ids), settings.max_length),
+        is_fused=is_fused, longest=len(plan.examples.longest().ids),
     )  # fmt: skip
     work = replace(work, frozen_layers=lowest_trained(trainable))
     if (size := read_cache_size(settings.activation_cache)) is not None:
@@ -81,9 +81,10 @@ def limited(
     is_long = work.seconds(speed, checkpointing) > _SHORT_RUN
     fits = memory is None or estimate(work, settings, measurement).memory <= memory
     result = measure(fits and (is_long or seconds is not None))
-    weights = work.weight_bytes(work.computed(result.batch))
-    if not checkpointing and (expected := work.kept_bytes(work.computed(result.batch)) - weights):
-        work = replace(work, kept_factor=work.kept_factor * max(0.0, result.kept - weights) / expected)
+    tokens = work.computed(result.batch)
+    scores = work.score_bytes(tokens, count := len(result.batch.lengths))
+    if not checkpointing and (expected := work.kept_bytes(tokens, documents=count) - scores):
+        work = replace(work, kept_factor=work.kept_factor * max(0.0, result.kept - scores) / expected)
     measurement = _measured(work, settings, result, speed)
     settings, notes = fit(work, settings, measurement, memory, seconds)
     if settings.steps is not None and settings.steps < work.steps:
@@ -109,11 +110,12 @@ def _measured(work: Work, settings: TrainingSettings, result: Pass, speed: float
     squares = sum((length + work.virtual) ** 2 for length in batch.lengths)
     count = len(batch.lengths)
     supervised = 0 if batch.labels is not None else int(np.count_nonzero(batch.weights))
-    memory = work.trained * VALUE_BYTES + work.pass_bytes(work.computed(batch), supervised, checkpointing)
-    base = result.memory - round(memory)
+    own = replace(work, has_scores=work.has_scores and len(set(batch.lengths)) > 1)
+    needed = own.pass_bytes(own.computed(batch), supervised, checkpointing, documents=count)
+    base = result.memory - round(work.trained * VALUE_BYTES + needed)
     if result.seconds is None:
         return Measurement(speed, base=base, step=result.step)
-    own = replace(work, tokens=batch.tokens / count, supervised=supervised / count, attended=squares / count)
+    own = replace(own, tokens=batch.tokens / count, supervised=supervised / count, attended=squares / count)
     operations = own.training_operations(checkpointing) - (own.frozen_operations() if own.cached_documents else 0)
     return Measurement(operations * count / result.seconds, batch.tokens, base, result.step)
 
@@ -157,10 +159,10 @@ def estimate(work: Work, settings: TrainingSettings, measurement: Measurement, b
         spread = math.sqrt(max(0.0, work.attended - (work.tokens + work.virtual) ** 2) * settings.batch_size)
         whole = round(settings.batch_size * mean + _SPREAD * spread) or 1
         tokens = min(max(settings.micro_batch_tokens, work.longest), whole)
-        documents = tokens / mean
+        documents = min(tokens / mean, settings.batch_size)
     own = next(value for value in (base, measurement.base, resident_memory()) if value is not None)
     computed, supervised = tokens + work.virtual * documents, tokens * min(1.0, work.supervised / mean)
-    activations = work.pass_bytes(computed, supervised, checkpointing, measurement.step)
+    activations = work.pass_bytes(computed, supervised, checkpointing, measurement.step, documents)
     needed = own + work.cache_bytes + work.trained * VALUE_BYTES + activations
     memory = round(max(needed, peak_memory() if base is None else 0))
     return Estimate(work.seconds(speed, checkpointing), memory, work.tokens / each, measurement.tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +23,7 @@ _FEW_TOKENS = 128
 """Tokens of short documents that say too little: the next long document is measured instead of them."""
 
 _LEAST_TOKENS = 64
-"""Tokens of a pass of which only the memory is measured: the end of one document, where answers are."""
+"""Tokens of a pass of which only the memory is measured: the ends of documents, where answers are."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Measurement:
 
     Attributes:
         speed: operations per second.
-        tokens: tokens of the measured pass; 0 if only a matrix product was measured.
-        base: bytes of the process after the pass, without its activations and gradients; None if it was not measured.
+        tokens: tokens of the pass whose speed was measured; 0 if the speed is that of a matrix product.
+        base: bytes of the process after the pass, without its activations and gradients; None before a pass.
         step: bytes that a step of the optimizer needs for a moment.
     """
 
@@ -68,7 +69,7 @@ def measure_pass(trainer: Trainer, plan: Plan, with_speed: bool = True) -> Pass:
     Args:
         with_speed: measure the time of a second pass. Otherwise one pass has few tokens.
     """
-    documents = _measured_documents(plan) if with_speed else [_end(next(plan.first_documents()))]
+    documents = _measured_documents(plan) if with_speed else _ends(plan.first_documents())
     batch = Batch.of(documents, derived_seed(plan.settings.seed, 0))
     kept = _KeptBytes(trainer)
     seconds = None
@@ -83,11 +84,18 @@ def measure_pass(trainer: Trainer, plan: Plan, with_speed: bool = True) -> Pass:
     return Pass(batch, seconds, memory, kept.total, trainer.optimizer.step_bytes)
 
 
-def _end(example: Example) -> Example:
-    """Returns the last tokens of a document."""
-    weights = example.weights[-_LEAST_TOKENS:].copy()
-    weights[0] = 0  # nothing precedes it
-    return replace(example, ids=example.ids[-_LEAST_TOKENS:], weights=weights)
+def _ends(documents: Iterable[Example]) -> list[Example]:
+    """Returns the first documents with `_LEAST_TOKENS` tokens together; of the last of them, its end."""
+    ends: list[Example] = []
+    left = _LEAST_TOKENS
+    for example in documents:
+        if left < 2 and ends:  # a single token learns nothing
+            break
+        weights = example.weights[-left:].copy()
+        weights[0] = 0  # nothing precedes it
+        ends.append(replace(example, ids=example.ids[-left:], weights=weights))
+        left -= len(weights)
+    return ends
 
 
 def _measured_documents(plan: Plan) -> list[Example]:

@@ -99,11 +99,24 @@ class Attention(Protocol):
 
 def attention_for(dtype: torch.dtype, lengths: tuple[int, ...], heads: int, kv_heads: int, width: int) -> Attention:
     """Returns the fastest implementation for a type on this processor."""
-    if dtype == torch.bfloat16 and width % 16 == 0 and native.has_attention():
+    chosen = attention_class(dtype, width, len(set(lengths)) == 1)
+    if chosen is NativeAttention:
         return NativeAttention(heads, kv_heads, width, lengths)
-    if product_dtype(dtype) == torch.float32 and len(set(lengths)) == 1:
+    if chosen is UniformAttention:
         return UniformAttention(heads, kv_heads, width, (len(lengths), lengths[0]))
     return GroupedAttention(heads, kv_heads, width, tuple(group_documents(lengths, heads)))
+
+
+def attention_class(dtype: torch.dtype, width: int, is_uniform: bool) -> type[Attention]:
+    """Returns the fastest implementation for a type on this processor.
+
+    Args:
+        width: of a head.
+        is_uniform: whether all documents of a pass have the same length.
+    """
+    if dtype == torch.bfloat16 and width % 16 == 0 and native.has_attention():
+        return NativeAttention
+    return UniformAttention if product_dtype(dtype) == torch.float32 and is_uniform else GroupedAttention
 
 
 @dataclass(frozen=True)
